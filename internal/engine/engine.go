@@ -127,7 +127,7 @@ type Event struct {
 
 // ReadRequest asks for a page of a log. Pattern must lie in the log's namespace.
 type ReadRequest struct {
-	Pattern topic.Pattern
+	Pattern topic.Pattern // the zero Pattern: every topic of the namespace
 	After   uint64 // read what follows this offset
 	To      uint64 // up to and including this offset; 0 or above Head: Head
 	// MaxEvents and MaxBytes bound the page; at least one event is returned if there is one. MaxScan bounds how many
