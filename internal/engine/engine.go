@@ -128,8 +128,8 @@ type Event struct {
 // ReadRequest asks for a page of a log. Pattern must lie in the log's namespace.
 type ReadRequest struct {
 	Pattern topic.Pattern // the zero Pattern: every topic of the namespace
-	After   uint64 // read what follows this offset
-	To      uint64 // up to and including this offset; 0 or above Head: Head
+	After   uint64        // read what follows this offset
+	To      uint64        // up to and including this offset; 0 or above Head: Head
 	// MaxEvents and MaxBytes bound the page; at least one event is returned if there is one. MaxScan bounds how many
 	// events are looked at, so that a page of a rare pattern ends in time. 0: engine's defaults.
 	MaxEvents int

@@ -1,0 +1,222 @@
+package session
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"runtime/pprof"
+	"sync"
+
+	runnelv1 "github.com/runnelhq/runnel/api/runnel/v1"
+	"github.com/runnelhq/runnel/internal/engine"
+	"github.com/runnelhq/runnel/internal/hub"
+	"github.com/runnelhq/runnel/internal/wire"
+)
+
+// replay is one page of the log, encoded, and how much of it was sent.
+type replay struct {
+	buf      []byte
+	ends     []uint32
+	offsets  []uint64
+	next     int           // first element not yet sent
+	scanned  uint64        // the page covers everything up to here
+	gap      *engine.Range // follows the page's events: cannot be had
+	reason   string
+	snapshot bool
+}
+
+// take cuts the next elements.
+func (p *replay) take(lim hub.Limits) hub.Run {
+	r := hub.Run{Next: uint64(p.next)}
+	base := uint32(0)
+	if p.next > 0 {
+		base = p.ends[p.next-1]
+	}
+	i := p.next
+	for i < len(p.ends) && uint64(i-p.next) < lim.Events && (i == p.next || int(p.ends[i]-base) <= lim.Bytes) {
+		i++
+	}
+	if i == p.next {
+		return r
+	}
+	b := p.buf[base:p.ends[i-1]:p.ends[i-1]]
+	return hub.Run{Slices: [][]byte{b}, Bytes: len(b), Events: i - p.next, Next: uint64(i), Last: p.offsets[i-1]}
+}
+
+func (p *replay) sent(r hub.Run) { p.next = int(r.Next) }
+
+func (p *replay) add(events []engine.Event) {
+	size := 0
+	for i := range events {
+		size += wire.ElementSize(len(events[i].Wire))
+	}
+	p.buf = make([]byte, 0, size)
+	p.ends = make([]uint32, 0, len(events))
+	p.offsets = make([]uint64, 0, len(events))
+	for i := range events {
+		p.buf = wire.AppendElement(p.buf, events[i].Wire)
+		p.ends = append(p.ends, uint32(len(p.buf)))
+		p.offsets = append(p.offsets, events[i].Offset)
+	}
+}
+
+// advance is called when all of the page was sent: it tells of a gap behind it, then joins the feed or asks for the next page.
+func (sub *subscription) advance() {
+	p := &sub.page
+	sub.seen = max(sub.seen, p.scanned)
+	if g := p.gap; g != nil {
+		sub.notice(&runnelv1.Notice{Kind: runnelv1.NoticeKind_NOTICE_KIND_GAP, From: g.From, To: g.To, Reason: p.reason})
+		sub.seen = max(sub.seen, g.To)
+		sub.told = sub.seen
+	}
+	sub.page = replay{}
+	if len(sub.snapshot) == 0 {
+		if sub.cursor, sub.live = sub.o.Feed.Join(sub.seen); sub.live {
+			if sub.behind {
+				sub.behind = false
+				sub.notice(&runnelv1.Notice{Kind: runnelv1.NoticeKind_NOTICE_KIND_CAUGHT_UP, From: sub.seen, To: sub.seen})
+			}
+			sub.queueLocked()
+			sub.s.wake()
+			return
+		}
+	}
+	sub.reading = true
+	sub.s.cfg.Replayer.read(sub)
+}
+
+// read reads the next page, on a worker.
+func (sub *subscription) read(ctx context.Context, maxBytes int) {
+	s := sub.s
+	s.mu.Lock()
+	closed, snapshot, after := sub.closed || s.err != nil, sub.snapshot, sub.seen
+	s.mu.Unlock()
+	if closed {
+		return
+	}
+	p, rest, err := sub.readPage(ctx, snapshot, after, maxBytes)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	sub.reading = false
+	switch {
+	case errors.Is(err, context.Canceled) || errors.Is(err, engine.ErrClosed):
+		s.endLocked(ErrReopened)
+		return
+	case err != nil:
+		s.endLocked(fmt.Errorf("subscription %d: %w", sub.o.ID, err))
+		return
+	}
+	sub.page, sub.snapshot = p, rest
+	sub.queueLocked()
+	s.wake()
+}
+
+func (sub *subscription) readPage(ctx context.Context, snapshot []uint64, after uint64, maxBytes int) (p replay, rest []uint64, err error) {
+	var page engine.Page
+	if len(snapshot) > 0 {
+		page, err = sub.o.Log.ReadAt(ctx, snapshot, maxBytes)
+		p.snapshot = true
+	} else {
+		page, err = sub.o.Log.Read(ctx, engine.ReadRequest{Pattern: sub.o.Pattern, After: after, MaxBytes: maxBytes})
+	}
+	var gone *engine.PositionGoneError
+	if errors.As(err, &gone) {
+		return replay{gap: &engine.Range{From: after + 1, To: gone.Oldest - 1}, scanned: after, reason: "removed by retention"}, nil, nil
+	}
+	if err != nil {
+		return p, nil, err
+	}
+	p.scanned = page.Scanned
+	// What lies behind a damaged range waits for the next page, so that the notice keeps its place.
+	if len(page.Damaged) > 0 {
+		d := page.Damaged[0]
+		n := 0
+		for n < len(page.Events) && page.Events[n].Offset < d.From {
+			n++
+		}
+		page.Events, p.gap, p.scanned = page.Events[:n], &d, d.To
+		p.reason = "stored data is damaged"
+		if p.snapshot {
+			p.reason = "removed by retention, or damaged"
+		}
+	}
+	p.add(page.Events)
+	if !p.snapshot {
+		return p, nil, nil
+	}
+	for len(snapshot) > 0 && snapshot[0] <= p.scanned {
+		snapshot = snapshot[1:]
+	}
+	p.scanned = 0 // a snapshot lies below the position
+	return p, snapshot, nil
+}
+
+// Replayer reads pages of the log for all sessions that are behind, a few at a time: that is what paces a mass resume. Each
+// page is asked for when the one before was sent, so a reader that takes nothing holds one page and no worker.
+type Replayer struct {
+	cond *sync.Cond
+
+	mu      sync.Mutex // guards what follows
+	queue   []*subscription
+	running int
+	closed  bool
+}
+
+// Page sizes: as long as few are behind, large pages; the memory of many is bounded.
+const (
+	maxPage    = 256 << 10
+	minPage    = 32 << 10
+	pageBudget = 64 << 20
+)
+
+// NewReplayer starts nothing: Run does.
+func NewReplayer() *Replayer {
+	r := &Replayer{}
+	r.cond = sync.NewCond(&r.mu)
+	return r
+}
+
+// Run reads pages with a number of workers until ctx ends, and waits for them.
+func (r *Replayer) Run(ctx context.Context, workers int) {
+	stop := context.AfterFunc(ctx, func() {
+		r.mu.Lock()
+		r.closed = true
+		r.cond.Broadcast()
+		r.mu.Unlock()
+	})
+	defer stop()
+	var group sync.WaitGroup
+	for range workers {
+		group.Go(func() {
+			pprof.Do(ctx, pprof.Labels("runnel", "replay"), r.work)
+		})
+	}
+	group.Wait()
+}
+
+func (r *Replayer) work(ctx context.Context) {
+	for {
+		r.mu.Lock()
+		for len(r.queue) == 0 && !r.closed {
+			r.cond.Wait()
+		}
+		if r.closed {
+			r.mu.Unlock()
+			return
+		}
+		sub := r.queue[0]
+		r.queue[0] = nil
+		r.queue = r.queue[1:]
+		size := max(minPage, min(maxPage, pageBudget/(len(r.queue)+1)))
+		r.mu.Unlock()
+		sub.read(ctx, size)
+	}
+}
+
+// read queues a subscription; each waits at most once.
+func (r *Replayer) read(sub *subscription) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.queue = append(r.queue, sub)
+	r.cond.Signal()
+}
