@@ -112,6 +112,13 @@ func (s *Session) endLocked(err error) {
 	s.wake()
 }
 
+// Err is why the session is over; nil if it is not.
+func (s *Session) Err() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.err
+}
+
 // Ready receives when Next may have a frame, or the session's end.
 func (s *Session) Ready() <-chan struct{} { return s.ready }
 

@@ -282,11 +282,12 @@ func TestGap(t *testing.T) {
 	w := newWorld(t, engine.Config{History: engine.HistoryMemory, MaxEvents: 10}, 1<<10)
 	s := w.session()
 	w.subscribe(s, "a.>", latest, session.Options{Credit: 5})
-	w.publish("a.b", 200)
+	w.publish("a.b", 5)
 	got, _, err := w.collect(s, 5)
 	if err != nil || len(got) != 5 {
 		t.Fatal(got, err)
 	}
+	w.publish("a.b", 195)
 	s.Credit(1, 1000)
 	got, notices, err := w.collect(s, 10)
 	if err != nil || got[0] != 191 {
@@ -296,7 +297,8 @@ func TestGap(t *testing.T) {
 	for _, n := range notices {
 		kinds = append(kinds, fmt.Sprint(n.GetKind(), n.GetFrom(), n.GetTo()))
 	}
-	if fmt.Sprint(kinds) != "[NOTICE_KIND_BEHIND 5 5 NOTICE_KIND_GAP 6 190]" {
+	// CAUGHT_UP comes with the events or behind them, as the window reaches.
+	if fmt.Sprint(kinds[:2]) != "[NOTICE_KIND_BEHIND 5 5 NOTICE_KIND_GAP 6 190]" {
 		t.Errorf("%v", kinds)
 	}
 }

@@ -1,0 +1,255 @@
+// Package broker holds the rules: what names, events and subscriptions are valid, and what publishing and subscribing
+// mean in terms of the engine, the hub and a session. Errors are its own types, the engine's and the session's; an edge
+// translates them. Safe for concurrent use.
+package broker
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"unicode/utf8"
+
+	"github.com/google/uuid"
+
+	runnelv1 "github.com/runnelhq/runnel/api/runnel/v1"
+	"github.com/runnelhq/runnel/internal/engine"
+	"github.com/runnelhq/runnel/internal/hub"
+	"github.com/runnelhq/runnel/internal/topic"
+	"github.com/runnelhq/runnel/internal/wire"
+)
+
+// Rules are a namespace's rules for subscriptions.
+type Rules struct {
+	Overflow runnelv1.OverflowPolicy   // used where a subscription names none
+	Allowed  []runnelv1.OverflowPolicy // empty: all
+	MaxLag   uint64                    // used where a subscription names none
+}
+
+// Config bounds what clients may do. All fields are required.
+type Config struct {
+	MaxPayload       int
+	MaxHeaders       int
+	MaxSubscriptions int
+	Rules            func(namespace string) Rules
+}
+
+// maxField is the most bytes of an event id, key or content type.
+const maxField = 255
+
+// maxSnapshot is the most topics a last_event start may match.
+const maxSnapshot = 1 << 20
+
+// Broker applies the rules.
+type Broker struct {
+	engine engine.Engine
+	hub    *hub.Hub
+	cfg    Config
+}
+
+// New returns a Broker on an engine and the hub that follows it.
+func New(e engine.Engine, h *hub.Hub, cfg Config) *Broker {
+	return &Broker{engine: e, hub: h, cfg: cfg}
+}
+
+// Limits is what a client is told in Welcome.
+func (b *Broker) Limits() *runnelv1.Limits {
+	return &runnelv1.Limits{
+		MaxPayloadBytes: uint32(b.cfg.MaxPayload), MaxHeadersBytes: uint32(b.cfg.MaxHeaders),
+		MaxSubscriptions: uint32(b.cfg.MaxSubscriptions),
+	}
+}
+
+// Outcome is the fate of one publish: exactly one field is set.
+type Outcome struct {
+	Response *runnelv1.PublishResponse
+	Err      error
+}
+
+// Publish appends events in the order given, as the client of that id, and returns one Outcome each. ordered: behind the first
+// failure nothing is stored, and the outcomes hold engine.ErrSkipped.
+func (b *Broker) Publish(ctx context.Context, client string, requests []*runnelv1.PublishRequest, ordered bool) []Outcome {
+	out := make([]Outcome, len(requests))
+	entries := make([]engine.Entry, 0, len(requests))
+	for start := 0; start < len(requests); {
+		// A run of valid requests to one namespace is one append.
+		entries = entries[:0]
+		end := start
+		var bad error
+		for ; end < len(requests); end++ {
+			en, err := b.entry(client, requests[end])
+			if err != nil {
+				bad = err
+				break
+			}
+			if len(entries) > 0 && en.Topic.Namespace() != entries[0].Topic.Namespace() {
+				break
+			}
+			entries = append(entries, en)
+		}
+		ok := b.appendRun(ctx, entries, ordered, out[start:end])
+		start = end
+		if bad != nil && ok {
+			out[start].Err = bad
+			start++
+			ok = !ordered
+		}
+		if !ok {
+			for i := start; i < len(out); i++ {
+				out[i].Err = engine.ErrSkipped
+			}
+			return out
+		}
+	}
+	return out
+}
+
+// appendRun appends entries of one namespace; false if ordered and one of them failed.
+func (b *Broker) appendRun(ctx context.Context, entries []engine.Entry, ordered bool, out []Outcome) bool {
+	if len(entries) == 0 {
+		return true
+	}
+	fail := func(err error) bool {
+		for i := range out {
+			out[i].Err = err
+		}
+		return !ordered
+	}
+	log, err := b.engine.Log(entries[0].Topic.Namespace())
+	if err != nil {
+		return fail(err)
+	}
+	mode := engine.AppendEach
+	if ordered {
+		mode = engine.AppendOrdered
+	}
+	// The engine keeps the entries only until Append returns, unless ctx ends it.
+	results, err := log.Append(ctx, slices.Clone(entries), mode)
+	if err != nil {
+		return fail(err)
+	}
+	state := log.State()
+	ok := true
+	for i, r := range results {
+		if r.Err != nil {
+			out[i].Err = r.Err
+			ok = !ordered
+			continue
+		}
+		out[i].Response = &runnelv1.PublishResponse{
+			EventId: entries[i].ID, Offset: r.Offset, Timestamp: r.Timestamp, Duplicate: r.Duplicate,
+			Durability: state.Durability, Epoch: state.Epoch,
+		}
+	}
+	return ok
+}
+
+// entry checks a request and encodes its event.
+func (b *Broker) entry(client string, r *runnelv1.PublishRequest) (engine.Entry, error) {
+	n, err := topic.Parse(r.GetTopic())
+	if err != nil {
+		return engine.Entry{}, &InvalidError{"topic", err.Error()}
+	}
+	if size := len(r.GetPayload()); size > b.cfg.MaxPayload {
+		return engine.Entry{}, &TooLargeError{"payload", size, b.cfg.MaxPayload}
+	}
+	for _, f := range []struct{ name, value string }{
+		{"event_id", r.GetEventId()}, {"key", r.GetKey()}, {"content_type", r.GetContentType()},
+	} {
+		if len(f.value) > maxField {
+			return engine.Entry{}, &InvalidError{f.name, fmt.Sprintf("it is longer than %d bytes", maxField)}
+		}
+		if !utf8.ValidString(f.value) {
+			return engine.Entry{}, &InvalidError{f.name, "it is not valid UTF-8"}
+		}
+	}
+	size := 0
+	for name, value := range r.GetHeaders() {
+		if name == "" {
+			return engine.Entry{}, &InvalidError{"headers", "a name is empty"}
+		}
+		size += len(name) + len(value)
+	}
+	if size > b.cfg.MaxHeaders {
+		return engine.Entry{}, &TooLargeError{"event's headers", size, b.cfg.MaxHeaders}
+	}
+	en := engine.Entry{
+		Topic: n, ID: r.GetEventId(), Dedup: r.GetEventId() != "",
+		Expected: r.GetExpectedOffset(), Conditional: r.ExpectedOffset != nil,
+	}
+	if !en.Dedup {
+		id, err := uuid.NewV7()
+		if err != nil {
+			return engine.Entry{}, err
+		}
+		en.ID = id.String()
+	}
+	en.Body = wire.AppendBody(make([]byte, 0, wire.BodySize(n, en.ID, client, r)+wire.MaxTrailer), n, en.ID, client, r)
+	return en, nil
+}
+
+// Topic describes one topic.
+func (b *Broker) Topic(ctx context.Context, name string) (*runnelv1.Topic, error) {
+	n, err := topic.Parse(name)
+	if err != nil {
+		return nil, &InvalidError{"topic", err.Error()}
+	}
+	log, err := b.engine.Log(n.Namespace())
+	if err != nil {
+		return nil, err
+	}
+	t, _, err := log.Topic(ctx, n)
+	if err != nil {
+		return nil, err
+	}
+	t.Topic = n
+	return describe(t, log.State())
+}
+
+// Page sizes of Topics.
+const (
+	defaultPage = 100
+	maxPage     = 1000
+)
+
+// Topics lists a page of the topics that match a pattern.
+func (b *Broker) Topics(ctx context.Context, r *runnelv1.ListTopicsRequest) (*runnelv1.ListTopicsResponse, error) {
+	p, log, err := b.pattern("pattern", r.GetPattern())
+	if err != nil {
+		return nil, err
+	}
+	after := r.GetPageToken()
+	if after != "" {
+		if _, err := topic.Parse(after); err != nil {
+			return nil, &InvalidError{"page_token", "it is not one that this server gave out"}
+		}
+	}
+	size := int(r.GetPageSize())
+	if size == 0 {
+		size = defaultPage
+	}
+	list, more, err := log.Topics(ctx, p, after, min(size, maxPage))
+	if err != nil {
+		return nil, err
+	}
+	res := &runnelv1.ListTopicsResponse{}
+	for _, t := range list {
+		d, err := describe(t, log.State())
+		if err != nil {
+			return nil, err
+		}
+		res.Topics = append(res.Topics, d)
+	}
+	if more && len(list) > 0 {
+		res.NextPageToken = list[len(list)-1].Topic.String()
+	}
+	return res, nil
+}
+
+func (b *Broker) pattern(field, s string) (topic.Pattern, engine.Log, error) {
+	p, err := topic.ParsePattern(s)
+	if err != nil {
+		return p, nil, &InvalidError{field, err.Error()}
+	}
+	log, err := b.engine.Log(p.Namespace())
+	return p, log, err
+}

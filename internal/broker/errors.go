@@ -1,0 +1,33 @@
+package broker
+
+import "fmt"
+
+// InvalidError says that a field of a request is wrong.
+type InvalidError struct {
+	Field  string
+	Reason string // one line
+}
+
+func (e *InvalidError) Error() string { return e.Field + ": " + e.Reason }
+
+// TooLargeError says that an event is larger than it may be.
+type TooLargeError struct {
+	What        string
+	Size, Limit int
+}
+
+func (e *TooLargeError) Error() string {
+	return fmt.Sprintf("the %s has %d bytes, %d are allowed", e.What, e.Size, e.Limit)
+}
+
+// PolicyError says that a subscription's overflow policy cannot be had.
+type PolicyError struct{ Reason string }
+
+func (e *PolicyError) Error() string { return e.Reason }
+
+// UnsupportedError says that a feature of the contract is not part of this version.
+type UnsupportedError struct{ What string }
+
+func (e *UnsupportedError) Error() string {
+	return e.What + " is not available in this version of the server"
+}

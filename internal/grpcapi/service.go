@@ -1,0 +1,255 @@
+// Package grpcapi is the gRPC edge: it decodes, calls the broker, and encodes. It takes no decisions, but for how to hand frames
+// to grpc-go (see writer). The Service's methods are called by grpc-go, concurrently.
+package grpcapi
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc/metadata"
+
+	runnelv1 "github.com/runnelhq/runnel/api/runnel/v1"
+	"github.com/runnelhq/runnel/internal/broker"
+	"github.com/runnelhq/runnel/internal/session"
+)
+
+// Config is fixed for a Service's life. All fields are required.
+type Config struct {
+	Heartbeat   time.Duration
+	Silence     time.Duration
+	SendTimeout time.Duration
+	Logger      *slog.Logger
+	// Received is called for each request message, with its kind: a fixed set of words.
+	Received func(kind string)
+}
+
+// Service is runnel.v1.StreamService.
+type Service struct {
+	runnelv1.UnimplementedStreamServiceServer
+
+	broker   *broker.Broker
+	replayer *session.Replayer
+	cfg      Config
+	graves   graves
+	// Receivers end when grpc-go has ended their stream, which is after the handler has returned.
+	receivers sync.WaitGroup
+
+	mu       sync.Mutex
+	draining bool
+	sessions map[*session.Session]struct{}
+}
+
+// New returns a Service. Close must be called after the grpc server has stopped.
+func New(b *broker.Broker, r *session.Replayer, cfg Config) *Service {
+	return &Service{broker: b, replayer: r, cfg: cfg, sessions: map[*session.Session]struct{}{}}
+}
+
+// Close waits for what the streams have left behind.
+func (s *Service) Close() {
+	s.graves.close()
+	s.receivers.Wait()
+}
+
+// Drain tells every session to move and ends it, spread evenly over a time, and refuses new streams.
+func (s *Service) Drain(ctx context.Context, spread time.Duration) {
+	s.mu.Lock()
+	s.draining = true
+	all := make([]*session.Session, 0, len(s.sessions))
+	for one := range s.sessions {
+		all = append(all, one)
+	}
+	s.mu.Unlock()
+	for i, one := range all {
+		one.Control(&runnelv1.Control{Control: &runnelv1.Control_Drain{Drain: &runnelv1.Drain{Reason: ErrDraining.Error()}}})
+		one.End(ErrDraining)
+		if i%64 != 63 {
+			continue
+		}
+		select {
+		case <-time.After(spread * 64 / time.Duration(len(all))):
+		case <-ctx.Done(): // hurry
+		}
+	}
+}
+
+func (s *Service) open(interactive bool) (*session.Session, error) {
+	cfg := session.Config{
+		MaxSubscriptions: int(s.broker.Limits().GetMaxSubscriptions()), Heartbeat: s.cfg.Heartbeat, SendTimeout: s.cfg.SendTimeout, Replayer: s.replayer,
+	}
+	if interactive {
+		cfg.Silence = s.cfg.Silence
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.draining {
+		return nil, ErrDraining
+	}
+	one := session.New(cfg)
+	s.sessions[one] = struct{}{}
+	return one, nil
+}
+
+func (s *Service) leave(one *session.Session) {
+	s.mu.Lock()
+	delete(s.sessions, one)
+	s.mu.Unlock()
+	one.Close()
+}
+
+// clientOf is the client's id: what it calls itself, or a generated one.
+func clientOf(ctx context.Context) (string, error) {
+	md, _ := metadata.FromIncomingContext(ctx)
+	ids := md.Get("client-id")
+	if len(ids) == 0 {
+		return "anonymous-" + rand.Text()[:10], nil
+	}
+	id := ids[0]
+	if len(ids) > 1 || id == "" || len(id) > 128 {
+		return "", &broker.InvalidError{Field: "client-id", Reason: "it is one text of 1 to 128 characters"}
+	}
+	for i := range len(id) {
+		if id[i] <= ' ' || id[i] > '~' {
+			return "", &broker.InvalidError{Field: "client-id", Reason: "it holds printable ASCII characters without spaces"}
+		}
+	}
+	return id, nil
+}
+
+// fail is the status of err; faults of our own are logged, since the client is not told.
+func (s *Service) fail(err error) error {
+	if err == nil {
+		return nil
+	}
+	st := statusOf(err)
+	if st.Message() == "internal error" {
+		s.cfg.Logger.Error("internal error", "err", err)
+	}
+	return st.Err()
+}
+
+// Publish implements runnelv1.StreamServiceServer.
+func (s *Service) Publish(ctx context.Context, r *runnelv1.PublishRequest) (*runnelv1.PublishResponse, error) {
+	s.cfg.Received("publish")
+	client, err := clientOf(ctx)
+	if err != nil {
+		return nil, s.fail(err)
+	}
+	out := s.broker.Publish(ctx, client, []*runnelv1.PublishRequest{r}, false)[0]
+	return out.Response, s.fail(out.Err)
+}
+
+// PublishStream implements runnelv1.StreamServiceServer.
+func (s *Service) PublishStream(stream runnelv1.StreamService_PublishStreamServer) error {
+	client, err := clientOf(stream.Context())
+	if err != nil {
+		return s.fail(err)
+	}
+	ctx, cancel := context.WithCancel(stream.Context())
+	defer cancel()
+	sum := &runnelv1.PublishSummary{FirstFailedIndex: -1}
+	var failed error
+	in := newIntake(func(batch []pending) {
+		if failed != nil {
+			return
+		}
+		if failed = s.commitBulk(ctx, client, batch, sum); failed != nil {
+			cancel()
+		}
+	})
+	received := make(chan uint64, 1)
+	end := make(chan error, 1)
+	s.receivers.Go(func() {
+		n := uint64(0)
+		for {
+			r, err := stream.Recv()
+			if err == nil {
+				n++
+				s.cfg.Received("publish")
+				err = in.put(ctx, 0, r)
+			}
+			if err != nil {
+				received <- n
+				end <- err
+				return
+			}
+		}
+	})
+	select {
+	case <-ctx.Done():
+	case err = <-end:
+	}
+	in.close()
+	sum.Received = max(sum.GetReceived(), sum.GetAccepted())
+	select {
+	case sum.Received = <-received:
+	default:
+	}
+	switch {
+	case failed != nil:
+		return with(statusOf(failed), sum).Err()
+	case errors.Is(err, errEOF):
+		return stream.SendAndClose(sum)
+	}
+	return s.fail(errors.Join(err, ctx.Err()))
+}
+
+// commitBulk appends a batch of a PublishStream and counts it.
+func (s *Service) commitBulk(ctx context.Context, client string, batch []pending, sum *runnelv1.PublishSummary) error {
+	requests := make([]*runnelv1.PublishRequest, len(batch))
+	for i, p := range batch {
+		requests[i] = p.publish
+	}
+	for i, out := range s.broker.Publish(ctx, client, requests, true) {
+		if out.Err != nil {
+			sum.FirstFailedIndex = int64(sum.GetAccepted())
+			sum.Received = sum.GetAccepted() + uint64(len(batch)-i)
+			return out.Err
+		}
+		sum.Accepted++
+		if out.Response.GetDuplicate() {
+			sum.Duplicates++
+		}
+		sum.LastOffset, sum.Epoch = out.Response.GetOffset(), out.Response.GetEpoch()
+	}
+	return nil
+}
+
+// GetTopic implements runnelv1.StreamServiceServer.
+func (s *Service) GetTopic(ctx context.Context, r *runnelv1.GetTopicRequest) (*runnelv1.Topic, error) {
+	s.cfg.Received("get_topic")
+	t, err := s.broker.Topic(ctx, r.GetTopic())
+	return t, s.fail(err)
+}
+
+// ListTopics implements runnelv1.StreamServiceServer.
+func (s *Service) ListTopics(ctx context.Context, r *runnelv1.ListTopicsRequest) (*runnelv1.ListTopicsResponse, error) {
+	s.cfg.Received("list_topics")
+	list, err := s.broker.Topics(ctx, r)
+	return list, s.fail(err)
+}
+
+// kindOf names a session's request for the metrics.
+func kindOf(r *runnelv1.StreamRequest) string {
+	switch r.GetRequest().(type) {
+	case *runnelv1.StreamRequest_Subscribe:
+		return "subscribe"
+	case *runnelv1.StreamRequest_Unsubscribe:
+		return "unsubscribe"
+	case *runnelv1.StreamRequest_Publish:
+		return "publish"
+	case *runnelv1.StreamRequest_Credit:
+		return "credit"
+	case *runnelv1.StreamRequest_Heartbeat:
+		return "heartbeat"
+	case *runnelv1.StreamRequest_RefreshToken:
+		return "refresh_token"
+	}
+	return "empty"
+}
+
+func sessionID() string { return fmt.Sprintf("s-%s", rand.Text()[:16]) }

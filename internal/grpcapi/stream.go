@@ -1,0 +1,228 @@
+package grpcapi
+
+import (
+	"context"
+	"errors"
+	"io"
+	"time"
+
+	spb "google.golang.org/genproto/googleapis/rpc/status"
+	"google.golang.org/grpc"
+	"google.golang.org/protobuf/proto"
+
+	runnelv1 "github.com/runnelhq/runnel/api/runnel/v1"
+	"github.com/runnelhq/runnel/internal/broker"
+	"github.com/runnelhq/runnel/internal/session"
+)
+
+var errEOF = io.EOF
+
+// maxFrame is the size of a message with more than one event in it.
+const maxFrame = 64 << 10
+
+// serve is the loop of a stream's writer, in the handler's goroutine: it returns why the session is over.
+func (s *Service) serve(ctx context.Context, one *session.Session, w *writer) error {
+	for {
+		if w.full() {
+			if err := one.Err(); err != nil {
+				return err
+			}
+			one.Blocked(true)
+			select {
+			case <-w.freed:
+			case <-one.Ready():
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+			continue
+		}
+		one.Blocked(false)
+		f, err := one.Next(maxFrame)
+		switch {
+		case err != nil:
+			return err
+		case f != nil:
+			if err := w.send(f); err != nil {
+				return err
+			}
+			one.Sent()
+			continue
+		}
+		select {
+		case <-one.Ready():
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// stream is one Subscribe or EstablishStream call.
+type stream struct {
+	s      *Service
+	one    *session.Session
+	client string
+	w      *writer
+	conn   *connection
+}
+
+func (s *Service) begin(g grpc.ServerStream, interactive bool) (*stream, error) {
+	ctx := g.Context()
+	client, err := clientOf(ctx)
+	if err != nil {
+		return nil, err
+	}
+	one, err := s.open(interactive)
+	if err != nil {
+		return nil, err
+	}
+	st := &stream{s: s, one: one, client: client, w: newWriter(g), conn: connectionOf(ctx)}
+	if st.conn != nil {
+		st.conn.streams.Add(1)
+	}
+	limits := s.broker.Limits()
+	limits.SilenceS = uint32(s.cfg.Silence / time.Second)
+	one.Control(&runnelv1.Control{Control: &runnelv1.Control_Welcome{Welcome: &runnelv1.Welcome{
+		SessionId: sessionID(), ClientId: client, HeartbeatS: uint32(s.cfg.Heartbeat / time.Second), Limits: limits,
+	}}})
+	// Headers at once tell the client that it is connected, and let grpc-go drop what it kept for a retry.
+	return st, g.SendHeader(nil)
+}
+
+// end gives back the session and whatever a stuck client holds.
+func (st *stream) end() {
+	st.s.leave(st.one)
+	if st.conn != nil {
+		st.conn.streams.Add(-1)
+		st.s.graves.bury(st.conn, st.w)
+	}
+}
+
+// Subscribe implements runnelv1.StreamServiceServer.
+func (s *Service) Subscribe(r *runnelv1.SubscribeRequest, g runnelv1.StreamService_SubscribeServer) error {
+	s.cfg.Received("subscribe")
+	if len(r.GetSubscriptions()) == 0 {
+		return s.fail(&broker.InvalidError{Field: "subscriptions", Reason: "there is none; name at least one pattern"})
+	}
+	st, err := s.begin(g, false)
+	if st != nil {
+		defer st.end()
+	}
+	if err != nil {
+		return s.fail(err)
+	}
+	for _, sub := range r.GetSubscriptions() {
+		if err := s.broker.Subscribe(g.Context(), st.one, 0, sub); err != nil {
+			return s.fail(err)
+		}
+	}
+	return s.fail(s.serve(g.Context(), st.one, st.w))
+}
+
+// EstablishStream implements runnelv1.StreamServiceServer.
+func (s *Service) EstablishStream(g runnelv1.StreamService_EstablishStreamServer) error {
+	st, err := s.begin(g, true)
+	if st != nil {
+		defer st.end()
+	}
+	if err != nil {
+		return s.fail(err)
+	}
+	ctx, cancel := context.WithCancel(g.Context())
+	defer cancel()
+	in := newIntake(func(batch []pending) { st.commit(ctx, batch) })
+	defer in.close()
+	defer cancel() // before in.close: commits that cannot be answered are not waited for
+	s.receivers.Go(func() {
+		err := st.receive(ctx, g, in)
+		if errors.Is(err, io.EOF) {
+			in.close() // answers first
+		}
+		st.one.End(err)
+	})
+	err = s.serve(ctx, st.one, st.w)
+	if errors.Is(err, io.EOF) {
+		return nil // the client has said all it had to say
+	}
+	return s.fail(err)
+}
+
+// receive reads the client's requests until the stream ends.
+func (st *stream) receive(ctx context.Context, g runnelv1.StreamService_EstablishStreamServer, in *intake) error {
+	for {
+		r, err := g.Recv()
+		if err != nil {
+			return err
+		}
+		st.one.Heard()
+		st.s.cfg.Received(kindOf(r))
+		if err := st.command(ctx, r, in); err != nil {
+			return err
+		}
+		if err := st.awaitAnswers(ctx); err != nil {
+			return err
+		}
+	}
+}
+
+// awaitAnswers stops reading from a client that does not take the answers to its commands.
+func (st *stream) awaitAnswers(ctx context.Context) error {
+	for st.one.Backlogged() {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
+	return nil
+}
+
+func (st *stream) command(ctx context.Context, r *runnelv1.StreamRequest, in *intake) error {
+	var err error
+	switch c := r.GetRequest().(type) {
+	case *runnelv1.StreamRequest_Publish:
+		return in.put(ctx, r.GetRequestId(), c.Publish)
+	case *runnelv1.StreamRequest_Subscribe:
+		err = st.s.broker.Subscribe(ctx, st.one, r.GetRequestId(), c.Subscribe)
+	case *runnelv1.StreamRequest_Unsubscribe:
+		err = st.one.Unsubscribe(r.GetRequestId(), c.Unsubscribe.GetSubscription())
+	case *runnelv1.StreamRequest_Credit:
+		if c.Credit.GetEvents() == 0 {
+			err = &broker.InvalidError{Field: "credit.events", Reason: "it is 0; return at least one"}
+			break
+		}
+		st.one.Credit(c.Credit.GetSubscription(), c.Credit.GetEvents())
+	case *runnelv1.StreamRequest_Heartbeat:
+	case *runnelv1.StreamRequest_RefreshToken:
+		err = errAuthOff
+	default:
+		err = &broker.InvalidError{Field: "request", Reason: "it is empty, or of a kind this server does not know"}
+	}
+	if err != nil {
+		st.commandError(r.GetRequestId(), err)
+	}
+	return nil
+}
+
+// commit appends a batch of publishes and answers each.
+func (st *stream) commit(ctx context.Context, batch []pending) {
+	requests := make([]*runnelv1.PublishRequest, len(batch))
+	for i, p := range batch {
+		requests[i] = p.publish
+	}
+	for i, out := range st.s.broker.Publish(ctx, st.client, requests, false) {
+		if out.Err != nil {
+			st.commandError(batch[i].request, out.Err)
+			continue
+		}
+		st.one.Control(&runnelv1.Control{RequestId: batch[i].request, Control: &runnelv1.Control_Published{
+			Published: &runnelv1.Published{Results: []*runnelv1.PublishResponse{out.Response}},
+		}})
+	}
+}
+
+func (st *stream) commandError(request uint64, err error) {
+	status, _ := proto.Clone(statusOf(err).Proto()).(*spb.Status)
+	st.one.Control(&runnelv1.Control{RequestId: request, Control: &runnelv1.Control_CommandError{
+		CommandError: &runnelv1.CommandError{Status: status},
+	}})
+}

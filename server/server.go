@@ -1,0 +1,243 @@
+// Package server is the Runnel server: it wires the engine, the hub, the broker and the gRPC edge together, and embeds into any
+// program.
+//
+//	s, err := server.New(server.Config{Dev: true})
+//	...
+//	err = s.Run(ctx) // until ctx ends; then sessions are told, and cut after at most Config.DrainTimeout
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"runtime"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/health"
+	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/reflection"
+
+	runnelv1 "github.com/runnelhq/runnel/api/runnel/v1"
+	"github.com/runnelhq/runnel/internal/admin"
+	"github.com/runnelhq/runnel/internal/broker"
+	"github.com/runnelhq/runnel/internal/engine"
+	"github.com/runnelhq/runnel/internal/grpcapi"
+	"github.com/runnelhq/runnel/internal/hub"
+	"github.com/runnelhq/runnel/internal/pebbleengine"
+	"github.com/runnelhq/runnel/internal/session"
+)
+
+const (
+	heartbeat    = 15 * time.Second
+	silence      = 60 * time.Second
+	requestExtra = 64 << 10 // a request may be this much larger than its payload
+)
+
+// Server is one Runnel server. Its methods are safe for concurrent use.
+type Server struct {
+	cfg      Config
+	listener net.Listener
+	admin    net.Listener // nil: none
+	engine   *pebbleengine.Engine
+	metrics  *admin.Metrics
+	health   *health.Server
+
+	mu  sync.Mutex
+	ran bool
+}
+
+// New opens the data directory and the listeners; Run serves. Errors are one line that says what to do. Without Run, Close
+// frees what was opened.
+func New(cfg Config) (*Server, error) {
+	cfg, err := cfg.withDefaults()
+	if err != nil {
+		return nil, err
+	}
+	s := &Server{cfg: cfg, listener: cfg.Listener, metrics: admin.NewMetrics(), health: health.NewServer()}
+	if s.listener == nil {
+		if s.listener, err = listen(cfg.Listen, "--listen"); err != nil {
+			return nil, err
+		}
+	}
+	if cfg.Admin != "off" {
+		if s.admin, err = listen(cfg.Admin, "--admin"); err != nil {
+			return nil, errors.Join(err, s.listener.Close())
+		}
+	}
+	s.engine, err = pebbleengine.Open(pebbleengine.Options{
+		Dir: cfg.Data, Logger: cfg.Logger, MaxNamespaces: cfg.Limits.MaxNamespaces, Namespace: s.engineConfig,
+	})
+	if err != nil {
+		s.closeListeners()
+		return nil, err
+	}
+	return s, nil
+}
+
+func listen(address, flag string) (net.Listener, error) {
+	l, err := net.Listen("tcp", address)
+	switch {
+	case errors.Is(err, syscall.EADDRINUSE):
+		return nil, fmt.Errorf("cannot listen on %s: the address is in use; stop what uses it or choose another with %s", address, flag)
+	case err != nil:
+		return nil, fmt.Errorf("cannot listen on %s: %w", address, err)
+	}
+	return l, nil
+}
+
+func (s *Server) engineConfig(name string) (engine.Config, bool) {
+	n, ok := s.cfg.namespace(name)
+	return engine.Config{
+		History: engine.History(n.History), MaxEvents: n.MaxEvents, MaxBytes: n.MaxBytes, MaxAge: n.MaxAge,
+		DedupWindow: n.DedupWindow, DedupIDs: n.DedupIDs,
+	}, ok
+}
+
+func (s *Server) rules(name string) broker.Rules {
+	n, _ := s.cfg.namespace(name)
+	r := broker.Rules{Overflow: policies[n.Overflow], MaxLag: n.MaxLag}
+	for _, p := range n.Policies {
+		r.Allowed = append(r.Allowed, policies[p])
+	}
+	return r
+}
+
+// Addr is where gRPC is served.
+func (s *Server) Addr() net.Addr { return s.listener.Addr() }
+
+// AdminAddr is where metrics and health checks are served; nil if they are off.
+func (s *Server) AdminAddr() net.Addr {
+	if s.admin == nil {
+		return nil
+	}
+	return s.admin.Addr()
+}
+
+func (s *Server) closeListeners() {
+	s.listener.Close() // nothing can be done about an error here
+	if s.admin != nil {
+		s.admin.Close()
+	}
+}
+
+// Close frees what New has opened, if Run was never called; otherwise Run does.
+func (s *Server) Close() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.ran {
+		return nil
+	}
+	s.ran = true
+	s.closeListeners()
+	return s.engine.Close()
+}
+
+// Run serves until ctx ends, then drains: health says NOT_SERVING, sessions are told to move and are ended, and what is still
+// there after Config.DrainTimeout is cut. It may be called once.
+func (s *Server) Run(ctx context.Context) error {
+	s.mu.Lock()
+	ran := s.ran
+	s.ran = true
+	s.mu.Unlock()
+	if ran {
+		return errors.New("server: Run was called before, or the server is closed")
+	}
+	h := hub.New(s.engine, hub.Config{})
+	replayer := session.NewReplayer()
+	b := broker.New(s.engine, h, broker.Config{
+		MaxPayload: s.cfg.Limits.MaxPayloadBytes, MaxHeaders: s.cfg.Limits.MaxHeadersBytes,
+		MaxSubscriptions: s.cfg.Limits.MaxSubscriptions, Rules: s.rules,
+	})
+	api := grpcapi.New(b, replayer, grpcapi.Config{
+		Heartbeat: heartbeat, Silence: silence, SendTimeout: s.cfg.SendTimeout, Logger: s.cfg.Logger,
+		Received: func(kind string) { s.metrics.Received.WithLabelValues(kind).Inc() },
+	})
+	g := s.grpcServer()
+	runnelv1.RegisterStreamServiceServer(g, api)
+	healthv1.RegisterHealthServer(g, s.health)
+	reflection.Register(g)
+	s.health.SetServingStatus(runnelv1.StreamService_ServiceDesc.ServiceName, healthv1.HealthCheckResponse_SERVING)
+
+	// The parts stop in the order of the data path, each waiting for its own.
+	parts, stop := context.WithCancel(context.Background())
+	var background errgroup.Group
+	background.Go(func() error { replayer.Run(parts, 2*runtime.GOMAXPROCS(0)); return nil })
+	if s.admin != nil {
+		background.Go(func() error { return admin.Serve(parts, s.admin, s.metrics, s.ready) })
+	}
+	var serving errgroup.Group
+	failed := make(chan struct{})
+	serving.Go(func() error {
+		defer close(failed)
+		return g.Serve(s.listener)
+	})
+	select {
+	case <-ctx.Done():
+	case <-failed:
+	}
+	s.drain(g, api)
+	err := serving.Wait()
+	api.Close()
+	h.Close()
+	stop()
+	return errors.Join(err, background.Wait(), s.engine.Close())
+}
+
+func (s *Server) grpcServer() *grpc.Server {
+	return grpc.NewServer(
+		grpc.Creds(grpcapi.Credentials(insecure.NewCredentials())),
+		grpc.ForceServerCodecV2(grpcapi.Codec()),
+		grpc.MaxConcurrentStreams(uint32(s.cfg.Limits.MaxStreamsPerConnection)),
+		grpc.MaxHeaderListSize(16<<10),
+		grpc.MaxRecvMsgSize(s.cfg.Limits.MaxPayloadBytes+requestExtra),
+		grpc.ConnectionTimeout(10*time.Second),
+		grpc.WaitForHandlers(true),
+		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 30 * time.Second, Timeout: 10 * time.Second}),
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),
+		grpc.StreamInterceptor(s.countStreams),
+	)
+}
+
+// countStreams keeps the gauge of open streams; only services of our own can be in its label.
+func (s *Server) countStreams(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
+	if _, ours := srv.(*grpcapi.Service); !ours {
+		return handler(srv, stream)
+	}
+	open := s.metrics.Connections.WithLabelValues(runnelv1.StreamService_ServiceDesc.ServiceName)
+	open.Inc()
+	defer open.Dec()
+	return handler(srv, stream)
+}
+
+// ready is nil while the server takes work.
+func (s *Server) ready() error {
+	res, err := s.health.Check(context.Background(), &healthv1.HealthCheckRequest{})
+	if err != nil {
+		return err
+	}
+	if res.GetStatus() != healthv1.HealthCheckResponse_SERVING {
+		return grpcapi.ErrDraining
+	}
+	return s.engine.Health()
+}
+
+// drainSpread is how long sessions are told to move one after the other, so that they do not come back all at once.
+const drainSpread = 2 * time.Second
+
+func (s *Server) drain(g *grpc.Server, api *grpcapi.Service) {
+	s.health.Shutdown()
+	ctx, cancel := context.WithTimeout(context.Background(), s.cfg.DrainTimeout)
+	defer cancel()
+	api.Drain(ctx, drainSpread)
+	// Streams that do not end by themselves would keep GracefulStop for ever.
+	force := context.AfterFunc(ctx, g.Stop)
+	defer force()
+	g.GracefulStop()
+}
