@@ -1,8 +1,8 @@
 package topic
 
-// Index finds, for a topic, the values of all patterns that match it. It is a trie over tokens: a lookup costs in proportion
-// to the topic's tokens and the matching patterns, not to the patterns held. The zero Index is empty and ready. It is not safe
-// for concurrent use.
+// Index finds, for a topic, the values of all patterns that match it. It is a trie over tokens: a lookup follows only the
+// patterns that begin as the topic does, however many are held. The zero Index is empty and ready. It is not safe for
+// concurrent use.
 type Index[V any] struct {
 	root node[V]
 	size int
@@ -64,9 +64,9 @@ func (n *node[V]) step(token string) *node[V] {
 	return next
 }
 
-// Delete removes p, and what only led to it.
+// Delete removes p, if it is held, and the nodes that only led to it.
 func (x *Index[V]) Delete(p Pattern) {
-	if p.s != "" && x.remove(&x.root, p.s, true) {
+	if x.remove(&x.root, p.s, true) {
 		x.size--
 	}
 }
@@ -98,8 +98,8 @@ func (x *Index[V]) remove(n *node[V], rest string, more bool) (removed bool) {
 	return removed
 }
 
-// Match calls yield with the value of every pattern that matches n, in no particular order. It does not allocate, and yield
-// must not change the index.
+// Match calls yield with the value of every pattern that matches n, in no particular order. It does not allocate, and
+// yield must not change the index.
 func (x *Index[V]) Match(n Name, yield func(V)) {
 	if n.s != "" {
 		x.root.match(n.s, true, yield)

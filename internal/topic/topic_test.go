@@ -1,11 +1,8 @@
 package topic
 
 import (
-	"slices"
 	"strings"
 	"testing"
-
-	"pgregory.net/rapid"
 )
 
 func TestParse(t *testing.T) {
@@ -54,6 +51,108 @@ func check(t *testing.T, what, in string, err error, want string) {
 	}
 }
 
+func TestErrorsAreBounded(t *testing.T) {
+	for _, in := range []string{strings.Repeat("\x00", 10_000), strings.Repeat("é", 120), strings.Repeat("a", 10_000)} {
+		_, err := Parse(in)
+		if err == nil || len(err.Error()) > 512 {
+			t.Errorf("%.10q...: the error has %d bytes: %v", in, len(err.Error()), err)
+		}
+	}
+}
+
+func TestParseNamespace(t *testing.T) {
+	for _, c := range []struct{ in, want string }{ // want "": valid
+		{"quotes", ""},
+		{"a:1@x=y+z_-", ""},
+		{"", `bad namespace "": it is empty`},
+		{"quotes.AAPL", `bad namespace "quotes.AAPL": it is one token, without dots`},
+		{"*", `bad namespace "*": * and > stand only in patterns, each as a whole token`},
+		{"a/b", `bad namespace "a/b": "/" is not allowed; tokens hold ASCII letters, digits and _ - : @ = +`},
+	} {
+		got, err := ParseNamespace(c.in)
+		switch {
+		case c.want == "" && (err != nil || got != c.in):
+			t.Errorf("%q: %q, %v", c.in, got, err)
+		case c.want != "" && (err == nil || err.Error() != c.want || got != ""):
+			t.Errorf("%q: %q, %v, want %q", c.in, got, err, c.want)
+		}
+	}
+}
+
+func TestParts(t *testing.T) {
+	for _, c := range []struct {
+		pattern, namespace, prefix string
+		exact                      bool
+	}{
+		{"a", "a", "a", true},
+		{"a.b.c", "a", "a.b.c", true},
+		{"a.>", "a", "a.", false},
+		{"a.*", "a", "a.", false},
+		{"a.b.*.c", "a", "a.b.", false},
+		{"ab.cd.*.>", "ab", "ab.cd.", false},
+	} {
+		p := mustPattern(t, c.pattern)
+		if p.String() != c.pattern || p.Namespace() != c.namespace || p.Prefix() != c.prefix {
+			t.Errorf("%s: %s, namespace %q, prefix %q", c.pattern, p, p.Namespace(), p.Prefix())
+		}
+		n, exact := p.Exact()
+		if exact != c.exact || exact && (n.String() != c.pattern || n.Pattern() != p || n.Namespace() != c.namespace) {
+			t.Errorf("%s: exact %v %q", c.pattern, exact, n)
+		}
+	}
+}
+
+func TestMatch(t *testing.T) {
+	for _, c := range []struct{ pattern, yes, no string }{ // names separated by spaces
+		{"a", "a", "b aa a.b"},
+		{"a.b", "a.b", "a a.bb a.b.c b.b"},
+		{"a.*", "a.b a.cc", "a a.b.c b.b"},
+		{"a.>", "a.b a.b.c a.b.c.d", "a aa.b b.c"},
+		{"a.*.c", "a.b.c", "a.c a.b a.b.d a.b.c.c"},
+		{"a.*.>", "a.b.c a.b.c.d", "a a.b"},
+		{"a.b.>", "a.b.c", "a.b a.c.b ab.c"},
+	} {
+		p := mustPattern(t, c.pattern)
+		for _, s := range strings.Fields(c.yes) {
+			if !p.Match(mustName(t, s)) {
+				t.Errorf("%s does not match %s", p, s)
+			}
+		}
+		for _, s := range strings.Fields(c.no) {
+			if p.Match(mustName(t, s)) {
+				t.Errorf("%s matches %s", p, s)
+			}
+		}
+	}
+}
+
+func TestZeroValuesMatchNothing(t *testing.T) {
+	if (Pattern{}).Match(Name{}) || (Pattern{}).Match(mustName(t, "a")) || mustPattern(t, "a.>").Match(Name{}) {
+		t.Error("a zero value matches")
+	}
+	if n, ok := (Pattern{}).Exact(); ok {
+		t.Errorf("the zero pattern is exactly %q", n)
+	}
+}
+
+func mustName(t testing.TB, s string) Name {
+	t.Helper()
+	n, err := Parse(s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+func mustPattern(t testing.TB, s string) Pattern {
+	t.Helper()
+	p, err := ParsePattern(s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
 // matches is the definition of matching, token by token.
 func matches(pattern, name string) bool {
 	p, n := strings.Split(pattern, "."), strings.Split(name, ".")
@@ -68,117 +167,101 @@ func matches(pattern, name string) bool {
 	return len(p) == len(n)
 }
 
-var (
-	genName    = rapid.StringMatching(`[ab](\.[abc]){0,4}`)
-	genPattern = rapid.StringMatching(`[ab](\.[abc*]){0,3}(\.>)?`)
-)
-
-func TestIndexAgainstList(t *testing.T) {
-	rapid.Check(t, func(t *rapid.T) {
-		var x Index[string]
-		held := map[string]bool{}
-		for range rapid.IntRange(0, 40).Draw(t, "steps") {
-			p, err := ParsePattern(genPattern.Draw(t, "pattern"))
-			if err != nil {
-				t.Fatal(err)
-			}
-			if rapid.Bool().Draw(t, "set") {
-				x.Set(p, p.String())
-				held[p.String()] = true
-			} else {
-				x.Delete(p)
-				delete(held, p.String())
-			}
-			if x.Len() != len(held) {
-				t.Fatalf("Len %d, want %d", x.Len(), len(held))
-			}
-			n := Stored(genName.Draw(t, "name"))
-			var got, want []string
-			x.Match(n, func(v string) { got = append(got, v) })
-			for q := range held {
-				if matches(q, n.String()) {
-					want = append(want, q)
-				}
-			}
-			slices.Sort(got)
-			slices.Sort(want)
-			if !slices.Equal(got, want) {
-				t.Fatalf("%s: %v, want %v", n, got, want)
-			}
-		}
-		for q := range held {
-			x.Delete(Pattern{s: q, wildcard: true})
-		}
-		if !x.root.empty() {
-			t.Fatal("nodes are left behind")
-		}
-	})
-}
+var seeds = []string{"", "a", "a.b", "a.b.c", "a..b", "*", "a.*", "a.>", "a.*.>", "a.>.b", "\x00", strings.Repeat("a.", 20), strings.Repeat("é", 200)}
 
 func FuzzParse(f *testing.F) {
-	for _, s := range []string{"", "a", "a.b", "a..b", "*", "a.*", "a.>", "a.>.b", "\x00", strings.Repeat("a.", 20)} {
-		f.Add(s, "a.b.c")
+	for _, s := range seeds {
+		f.Add(s)
 	}
-	f.Fuzz(func(t *testing.T, s, name string) {
+	f.Fuzz(func(t *testing.T, s string) {
 		n, err := Parse(s)
-		p, perr := ParsePattern(s)
-		if err == nil {
-			if perr != nil {
-				t.Fatalf("%q is a topic but no pattern: %v", s, perr)
-			}
-			if !p.Match(n) || n.String() != s || len(s) > MaxBytes || strings.Count(s, ".") >= MaxTokens {
-				t.Fatalf("%q was accepted", s)
-			}
-		}
-		other, err := Parse(name)
-		if err != nil || perr != nil {
+		if err != nil {
+			oneLine(t, err)
 			return
 		}
-		if got, want := p.Match(other), matches(s, name); got != want {
-			t.Fatalf("%q matches %q: %v, want %v", s, name, got, want)
+		if n.String() != s || len(s) > MaxBytes || strings.Count(s, ".") >= MaxTokens || strings.ContainsAny(s, "*> \x00\n/") {
+			t.Fatalf("%q was accepted", s)
 		}
-		if p.Match(other) && (!strings.HasPrefix(name, p.Prefix()) || p.Namespace() != other.Namespace()) {
-			t.Fatalf("%q matches %q, which lacks its prefix %q or namespace", s, name, p.Prefix())
+		if p, err := ParsePattern(s); err != nil || p != n.Pattern() || !p.Match(n) {
+			t.Fatalf("%q is a topic but not its own pattern: %v", s, err)
+		}
+		if ns, err := ParseNamespace(n.Namespace()); err != nil || ns != n.Namespace() {
+			t.Fatalf("%q has the namespace %q: %v", s, n.Namespace(), err)
 		}
 	})
 }
 
-func TestMatchDoesNotAllocate(t *testing.T) {
-	var x Index[int]
-	for i, s := range []string{"a.b.c", "a.*.c", "a.>", "a.b.*", "b.>"} {
+func FuzzParsePattern(f *testing.F) {
+	for _, s := range seeds {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
 		p, err := ParsePattern(s)
 		if err != nil {
-			t.Fatal(err)
+			oneLine(t, err)
+			return
 		}
-		x.Set(p, i)
-	}
-	n, found := Stored("a.b.c"), 0
-	p, _ := ParsePattern("a.*.>")
-	yield := func(int) { found++ }
-	if allocs := testing.AllocsPerRun(100, func() {
-		x.Match(n, yield)
-		if !p.Match(n) {
-			t.Error("no match")
+		// Any token in place of the wildcards makes a topic that the pattern matches.
+		n, err := Parse(strings.NewReplacer("*", "w", ">", "w").Replace(s))
+		if err != nil || !p.Match(n) || p.Namespace() != n.Namespace() {
+			t.Fatalf("%q was accepted: %v", s, err)
 		}
-	}); allocs != 0 {
-		t.Errorf("%v allocations", allocs)
+		if _, exact := p.Exact(); exact == strings.ContainsAny(s, "*>") {
+			t.Fatalf("%q is exact: %v", s, exact)
+		}
+	})
+}
+
+func FuzzMatch(f *testing.F) {
+	for _, s := range seeds {
+		f.Add(s, "a.b.c")
+		f.Add("a.*.c", s)
 	}
-	if found != 4*101 {
-		t.Errorf("%d values found", found)
+	f.Fuzz(func(t *testing.T, pattern, name string) {
+		p, perr := ParsePattern(pattern)
+		n, nerr := Parse(name)
+		if perr != nil || nerr != nil {
+			return
+		}
+		want := matches(pattern, name)
+		if got := p.Match(n); got != want {
+			t.Fatalf("%q matches %q: %v, want %v", pattern, name, got, want)
+		}
+		if want && (!strings.HasPrefix(name, p.Prefix()) || p.Namespace() != n.Namespace()) {
+			t.Fatalf("%q matches %q, which lacks its prefix %q or its namespace", pattern, name, p.Prefix())
+		}
+		var x Index[bool]
+		x.Set(p, true)
+		found := false
+		x.Match(n, func(bool) { found = true })
+		if found != want {
+			t.Fatalf("an index with %q finds it for %q: %v, want %v", pattern, name, found, want)
+		}
+	})
+}
+
+func oneLine(t *testing.T, err error) {
+	t.Helper()
+	if s := err.Error(); len(s) > 512 || strings.ContainsFunc(s, func(r rune) bool { return r < ' ' || r > '~' }) {
+		t.Fatalf("not one short printable line: %q", s)
 	}
 }
 
-func BenchmarkIndexMatch(b *testing.B) {
-	var x Index[int]
-	for i := range 10_000 {
-		p, _ := ParsePattern("quotes.s" + strings.Repeat("x", i%7) + "." + string(rune('a'+i%26)))
-		x.Set(p, i)
-	}
-	p, _ := ParsePattern("quotes.>")
-	x.Set(p, -1)
-	n := Stored("quotes.sxxx.c")
-	found := 0
+func BenchmarkParse(b *testing.B) {
+	b.ReportAllocs()
 	for b.Loop() {
-		x.Match(n, func(int) { found++ })
+		if _, err := Parse("quotes.nasdaq.AAPL"); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+func BenchmarkMatch(b *testing.B) {
+	p, n := mustPattern(b, "quotes.*.AAPL"), mustName(b, "quotes.nasdaq.AAPL")
+	b.ReportAllocs()
+	for b.Loop() {
+		if !p.Match(n) {
+			b.Fatal("no match")
+		}
 	}
 }
