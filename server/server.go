@@ -184,6 +184,9 @@ func (s *Server) Run(ctx context.Context) error {
 	}
 	s.drain(g, api)
 	err := serving.Wait()
+	if errors.Is(err, grpc.ErrServerStopped) { // stopped before it began
+		err = nil
+	}
 	api.Close()
 	h.Close()
 	stop()

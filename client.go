@@ -1,0 +1,255 @@
+package runnel
+
+import (
+	"context"
+	"fmt"
+	"iter"
+	"sync"
+	"time"
+
+	"github.com/google/uuid"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/metadata"
+
+	runnelv1 "github.com/runnelhq/runnel/api/runnel/v1"
+)
+
+// Client talks to one server, over one connection that it keeps up.
+type Client struct {
+	conn *grpc.ClientConn
+	api  runnelv1.StreamServiceClient
+	o    options
+
+	ctx  context.Context
+	stop context.CancelFunc
+	// group is every goroutine of every session.
+	group sync.WaitGroup
+}
+
+type options struct {
+	credentials    credentials.TransportCredentials
+	clientID       string
+	token          string
+	connectTimeout time.Duration
+	dial           []grpc.DialOption
+}
+
+// Option configures Dial.
+type Option func(*options)
+
+// WithTransportCredentials sets TLS. Without it the connection is not encrypted.
+func WithTransportCredentials(c credentials.TransportCredentials) Option {
+	return func(o *options) { o.credentials = c }
+}
+
+// WithClientID names the client to the server: 1 to 128 printable ASCII characters without spaces.
+func WithClientID(id string) Option { return func(o *options) { o.clientID = id } }
+
+// WithToken sends a bearer token with every call.
+func WithToken(token string) Option { return func(o *options) { o.token = token } }
+
+// WithConnectTimeout bounds how long a call waits for the first connection; default 5 s.
+func WithConnectTimeout(d time.Duration) Option { return func(o *options) { o.connectTimeout = d } }
+
+// WithDialOptions passes options to grpc, after the client's own.
+func WithDialOptions(more ...grpc.DialOption) Option {
+	return func(o *options) { o.dial = append(o.dial, more...) }
+}
+
+// Windows of HTTP/2 flow control, fixed: a window that grows makes the server work for every event, and lets stale events pile up.
+const (
+	streamWindow = 1 << 20
+	connWindow   = 4 << 20
+)
+
+// Dial returns a client of the server at target, for example "127.0.0.1:50051". It does not wait for the connection.
+func Dial(target string, opts ...Option) (*Client, error) {
+	c := &Client{o: options{credentials: insecure.NewCredentials(), connectTimeout: 5 * time.Second}}
+	for _, set := range opts {
+		set(&c.o)
+	}
+	dial := append([]grpc.DialOption{
+		grpc.WithTransportCredentials(c.o.credentials),
+		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 30 * time.Second, Timeout: 10 * time.Second, PermitWithoutStream: true}),
+		grpc.WithConnectParams(grpc.ConnectParams{
+			Backoff:           backoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: 2 * time.Second},
+			MinConnectTimeout: 5 * time.Second,
+		}),
+		grpc.WithStaticStreamWindowSize(streamWindow),
+		grpc.WithStaticConnWindowSize(connWindow),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(8 << 20)),
+		grpc.WithDisableRetry(), // retries are ours: they know what may be sent again
+	}, c.o.dial...)
+	conn, err := grpc.NewClient(target, dial...)
+	if err != nil {
+		return nil, fmt.Errorf("bad server address %q: %w", target, err)
+	}
+	c.conn, c.api = conn, runnelv1.NewStreamServiceClient(conn)
+	c.ctx, c.stop = context.WithCancel(context.Background())
+	return c, nil
+}
+
+// Close ends everything that was made with the client and waits for it.
+func (c *Client) Close() error {
+	c.stop()
+	err := c.conn.Close()
+	c.group.Wait()
+	return err
+}
+
+// outgoing adds what every call carries.
+func (c *Client) outgoing(ctx context.Context) context.Context {
+	if c.o.clientID != "" {
+		ctx = metadata.AppendToOutgoingContext(ctx, "client-id", c.o.clientID)
+	}
+	if c.o.token != "" {
+		ctx = metadata.AppendToOutgoingContext(ctx, "authorization", "Bearer "+c.o.token)
+	}
+	return ctx
+}
+
+// call repeats a unary call while it fails in a way that passes, until ctx ends or the connect timeout is over.
+func call[T any](ctx context.Context, c *Client, f func(context.Context) (T, error)) (T, error) {
+	var b retry
+	for deadline := time.Now().Add(c.o.connectTimeout); ; {
+		res, err := f(c.outgoing(ctx))
+		err = wrap(ctx, err)
+		if err == nil || !passing(err) || time.Now().After(deadline) || c.ctx.Err() != nil {
+			return res, err
+		}
+		if err := b.wait(ctx, retryAfter(err)); err != nil {
+			return res, err
+		}
+	}
+}
+
+// Ack is the server's word that an event is stored.
+type Ack struct {
+	ID         string
+	Position   Position // offset 0 where the namespace keeps no history
+	Time       time.Time
+	Duplicate  bool   // the id had been stored before: this is the first publish's result
+	Durability string // what the event survives: NONE, MEMORY, OS, DISK, REPLICATED
+}
+
+func ackOf(r *runnelv1.PublishResponse) Ack {
+	const prefix = len("DURABILITY_")
+	return Ack{
+		ID: r.GetEventId(), Position: Position{r.GetEpoch(), r.GetOffset()}, Time: time.UnixMilli(r.GetTimestamp()),
+		Duplicate: r.GetDuplicate(), Durability: r.GetDurability().String()[prefix:],
+	}
+}
+
+// PublishOption adds to an event.
+type PublishOption func(*runnelv1.PublishRequest)
+
+// ID makes the publish idempotent beyond this process: the same id on the same topic is stored once within the server's window.
+// Without it an id is made up, so that the client's own retries are idempotent.
+func ID(id string) PublishOption { return func(r *runnelv1.PublishRequest) { r.EventId = id } }
+
+// Key sets the conflation key.
+func Key(key string) PublishOption { return func(r *runnelv1.PublishRequest) { r.Key = key } }
+
+// ContentType says what the payload is.
+func ContentType(t string) PublishOption {
+	return func(r *runnelv1.PublishRequest) { r.ContentType = t }
+}
+
+// Header adds a header.
+func Header(name, value string) PublishOption {
+	return func(r *runnelv1.PublishRequest) {
+		if r.Headers == nil {
+			r.Headers = map[string]string{}
+		}
+		r.Headers[name] = value
+	}
+}
+
+// Expect stores the event only if the topic's newest event is at this offset (0: it has none); else OFFSET_CONFLICT.
+func Expect(offset uint64) PublishOption {
+	return func(r *runnelv1.PublishRequest) { r.ExpectedOffset = &offset }
+}
+
+func request(topic string, payload []byte, opts []PublishOption) (*runnelv1.PublishRequest, error) {
+	r := &runnelv1.PublishRequest{Topic: topic, Payload: payload}
+	for _, set := range opts {
+		set(r)
+	}
+	if r.GetEventId() == "" {
+		id, err := uuid.NewV7()
+		if err != nil {
+			return nil, err
+		}
+		r.EventId = id.String()
+	}
+	return r, nil
+}
+
+// Publish stores one event and returns when it is as durable as its namespace promises. An outcome that is unknown is retried with
+// the same id, until ctx ends or the connect timeout has passed.
+func (c *Client) Publish(ctx context.Context, topic string, payload []byte, opts ...PublishOption) (Ack, error) {
+	r, err := request(topic, payload, opts)
+	if err != nil {
+		return Ack{}, err
+	}
+	res, err := call(ctx, c, func(ctx context.Context) (*runnelv1.PublishResponse, error) { return c.api.Publish(ctx, r) })
+	if err != nil {
+		return Ack{}, err
+	}
+	return ackOf(res), nil
+}
+
+// Topic describes a topic.
+type Topic struct {
+	Name           string
+	Epoch          string
+	Oldest, Newest uint64 // offsets; 0 if nothing is retained
+	Last           *Event // nil if nothing is retained
+	Durability     string
+}
+
+func topicOf(t *runnelv1.Topic) Topic {
+	d := Topic{Name: t.GetTopic(), Epoch: t.GetEpoch(), Oldest: t.GetOldestOffset(), Newest: t.GetNewestOffset(), Durability: t.GetDurability().String()[len("DURABILITY_"):]}
+	if t.GetLast() != nil {
+		e := eventOf(t.GetLast(), t.GetEpoch())
+		d.Last = &e
+	}
+	return d
+}
+
+// Topic describes one topic; one without retained events has zeros.
+func (c *Client) Topic(ctx context.Context, name string) (Topic, error) {
+	t, err := call(ctx, c, func(ctx context.Context) (*runnelv1.Topic, error) {
+		return c.api.GetTopic(ctx, &runnelv1.GetTopicRequest{Topic: name})
+	})
+	if err != nil {
+		return Topic{}, err
+	}
+	return topicOf(t), nil
+}
+
+// Topics lists the topics with retained events that match a pattern, in byte order. An error ends it.
+func (c *Client) Topics(ctx context.Context, pattern string) iter.Seq2[Topic, error] {
+	return func(yield func(Topic, error) bool) {
+		r := &runnelv1.ListTopicsRequest{Pattern: pattern, PageSize: 1000}
+		for {
+			page, err := call(ctx, c, func(ctx context.Context) (*runnelv1.ListTopicsResponse, error) { return c.api.ListTopics(ctx, r) })
+			if err != nil {
+				yield(Topic{}, err)
+				return
+			}
+			for _, t := range page.GetTopics() {
+				if !yield(topicOf(t), nil) {
+					return
+				}
+			}
+			if r.PageToken = page.GetNextPageToken(); r.PageToken == "" {
+				return
+			}
+		}
+	}
+}

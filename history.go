@@ -1,0 +1,168 @@
+package runnel
+
+import (
+	"context"
+	"errors"
+	"io"
+	"iter"
+	"time"
+
+	runnelv1 "github.com/runnelhq/runnel/api/runnel/v1"
+)
+
+// Event is one event of a topic.
+type Event struct {
+	Topic       string
+	ID          string
+	Payload     []byte
+	Position    Position // offset 0 where the namespace keeps no history
+	Time        time.Time
+	Key         string
+	ContentType string
+	Headers     map[string]string
+	Publisher   string
+}
+
+func eventOf(e *runnelv1.Event, epoch string) Event {
+	return Event{
+		Topic: e.GetTopic(), ID: e.GetEventId(), Payload: e.GetPayload(), Position: Position{epoch, e.GetOffset()},
+		Time: time.UnixMilli(e.GetTimestamp()), Key: e.GetKey(), ContentType: e.GetContentType(), Headers: e.GetHeaders(),
+		Publisher: e.GetPublisher(),
+	}
+}
+
+// HistoryOption bounds a History.
+type HistoryOption func(*runnelv1.ReadHistoryRequest)
+
+// Begin says where to begin; default Earliest.
+func Begin(s Start) HistoryOption {
+	return func(r *runnelv1.ReadHistoryRequest) { r.Start = s.at }
+}
+
+// To ends behind an offset, inclusive; default the newest event there is now.
+func To(offset uint64) HistoryOption {
+	return func(r *runnelv1.ReadHistoryRequest) { r.ToOffset = offset }
+}
+
+// Limit ends after a number of events; 0: no limit.
+func Limit(n uint32) HistoryOption { return func(r *runnelv1.ReadHistoryRequest) { r.Limit = n } }
+
+// History reads retained events in offset order and ends at the head. A broken connection is resumed where it broke. What is gone
+// is yielded as an *Error with its Notice set, and the read goes on; any other error ends it.
+func (c *Client) History(ctx context.Context, pattern string, opts ...HistoryOption) iter.Seq2[Event, error] {
+	return func(yield func(Event, error) bool) {
+		r := &runnelv1.ReadHistoryRequest{Pattern: pattern}
+		for _, set := range opts {
+			set(r)
+		}
+		h := history{c: c, r: r, yield: yield}
+		var b retry
+		deadline := time.Now().Add(c.o.connectTimeout)
+		for {
+			err := h.read(ctx)
+			if err == nil || h.stopped || h.done {
+				return
+			}
+			if h.progress {
+				h.progress = false
+				b.reset()
+				deadline = time.Now().Add(c.o.connectTimeout)
+			}
+			// A snapshot of newest events is not a range that could be resumed.
+			if !passing(err) || time.Now().After(deadline) || (h.started && (Start{h.r.GetStart()}).last()) {
+				yield(Event{}, err)
+				return
+			}
+			if err := b.wait(ctx, retryAfter(err)); err != nil {
+				yield(Event{}, err)
+				return
+			}
+		}
+	}
+}
+
+// history is a read across connections.
+type history struct {
+	c        *Client
+	r        *runnelv1.ReadHistoryRequest
+	yield    func(Event, error) bool
+	epoch    string
+	started  bool
+	progress bool
+	stopped  bool // the application wants no more
+	done     bool // all that was asked for has come
+}
+
+func (h *history) read(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	stream, err := h.c.api.ReadHistory(h.c.outgoing(ctx), h.r)
+	if err != nil {
+		return wrap(ctx, err)
+	}
+	for {
+		m, err := stream.Recv()
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return wrap(ctx, err)
+		}
+		h.progress = true
+		if !h.controls(m.GetControls()) || !h.deliveries(m.GetDeliveries()) {
+			h.stopped = true
+			return nil
+		}
+		if h.done {
+			return nil
+		}
+	}
+}
+
+func (h *history) controls(list []*runnelv1.Control) bool {
+	for _, c := range list {
+		if s := c.GetSubscribed(); s != nil {
+			h.epoch = s.GetPosition().GetEpoch()
+			if !(Start{h.r.GetStart()}).last() {
+				h.resumeAt(s.GetPosition().GetOffset())
+			}
+		}
+		if n := c.GetNotice(); n != nil {
+			h.resumeAt(n.GetTo())
+			if !h.yield(Event{}, noticeError(n)) {
+				return false
+			}
+		}
+	}
+	return true
+}
+
+func (h *history) deliveries(list []*runnelv1.Delivery) bool {
+	for _, d := range list {
+		for _, e := range d.GetEvents() {
+			h.started = true
+			if !(Start{h.r.GetStart()}).last() {
+				h.resumeAt(e.GetOffset())
+			}
+			if h.r.GetLimit() > 0 {
+				h.r.Limit-- // what a resumed read still has to bring
+				h.done = h.r.Limit == 0
+			}
+			if !h.yield(eventOf(e, h.epoch), nil) {
+				return false
+			}
+		}
+	}
+	return true
+}
+
+func (h *history) resumeAt(offset uint64) {
+	h.r.Start = After(Position{h.epoch, offset}).at
+}
+
+func noticeError(n *runnelv1.Notice) *Error {
+	const prefix = len("NOTICE_KIND_")
+	return &Error{FromServer: true, Notice: &Notice{
+		Kind: n.GetKind().String()[prefix:], From: n.GetFrom(), To: n.GetTo(), Count: n.GetCount(), Reason: n.GetReason(),
+	}}
+}

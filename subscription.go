@@ -1,0 +1,383 @@
+package runnel
+
+import (
+	"context"
+	"errors"
+	"io"
+	"iter"
+	"sync"
+
+	runnelv1 "github.com/runnelhq/runnel/api/runnel/v1"
+)
+
+// Policy is what the server does when this subscriber is slower than the topic.
+type Policy = runnelv1.OverflowPolicy
+
+// The overflow policies.
+const (
+	CatchUp    = runnelv1.OverflowPolicy_OVERFLOW_POLICY_CATCH_UP    // read the log at its own pace; needs history
+	DropOldest = runnelv1.OverflowPolicy_OVERFLOW_POLICY_DROP_OLDEST // skip, and say how many
+	Disconnect = runnelv1.OverflowPolicy_OVERFLOW_POLICY_DISCONNECT  // end the subscription
+	Conflate   = runnelv1.OverflowPolicy_OVERFLOW_POLICY_CONFLATE    // keep the newest of each key
+)
+
+// defaultCredit is how many events may be on their way to an application that has not yet taken them.
+const defaultCredit = 1024
+
+// queueMost is how many events are held for a subscription without credit; beyond it the whole stream waits.
+const queueMost = 4096
+
+// SubscribeOption configures a subscription.
+type SubscribeOption func(*Subscription)
+
+// From says where to begin; default New.
+func From(s Start) SubscribeOption { return func(sub *Subscription) { sub.start = s } }
+
+// Overflow sets the overflow policy; default the namespace's.
+func Overflow(p Policy) SubscribeOption { return func(sub *Subscription) { sub.want.Overflow = p } }
+
+// MaxLag sets how many events behind the head DropOldest and Disconnect allow; 0: the namespace's.
+func MaxLag(n uint32) SubscribeOption { return func(sub *Subscription) { sub.want.MaxLag = n } }
+
+// MinInterval sets Conflate's shortest time between batches, in milliseconds.
+func MinInterval(ms uint32) SubscribeOption {
+	return func(sub *Subscription) { sub.want.MinIntervalMs = ms }
+}
+
+// Credit sets how many events may be on their way to the application; default 1,024. It is returned as the application takes
+// events, so the server sees how fast the application is. 0: none; then one subscription that is not read holds up its session.
+func Credit(n uint32) SubscribeOption { return func(sub *Subscription) { sub.want.Credit = n } }
+
+// OnNotice sends notices to a function instead of yielding them. It is called by Next and must not block.
+func OnNotice(f func(Notice)) SubscribeOption {
+	return func(sub *Subscription) { sub.onNotice = f }
+}
+
+// Subscription is a followed pattern. Next and Events belong to one goroutine at a time; everything else is safe for concurrent use.
+type Subscription struct {
+	// Fixed after Subscribe.
+	s        *Session
+	own      *Session // closed with the subscription
+	id       uint32
+	start    Start
+	want     runnelv1.Subscription // pattern, policy, credit, lag, interval
+	onNotice func(Notice)
+	accepted chan struct{} // closed with the first answer
+
+	request uint64 // guarded by s.mu: the request on its way
+
+	mu       sync.Mutex
+	queue    []item
+	held     int // events in queue
+	more     chan struct{}
+	space    chan struct{}
+	err      error    // why it is over, behind the queue
+	answered bool     // accepted is closed
+	received Position // up to here everything is in the queue or was handed over
+	handed   Position // up to here everything was handed over
+	snapshot Position // last_event: where the snapshot ends; the zero Position: complete, or none
+	returned uint32   // events taken since credit was last returned
+}
+
+// item is an event, or a notice, or neither: then only the position moves.
+type item struct {
+	event    Event
+	isEvent  bool
+	notice   *Error
+	position Position
+}
+
+func newSubscription(s *Session, pattern string, opts []SubscribeOption) *Subscription {
+	sub := &Subscription{s: s, start: New(), accepted: make(chan struct{}), more: make(chan struct{}, 1), space: make(chan struct{}, 1)}
+	sub.want.Pattern, sub.want.Credit = pattern, defaultCredit
+	for _, set := range opts {
+		set(sub)
+	}
+	return sub
+}
+
+// command is the request that begins or resumes the subscription.
+func (sub *Subscription) command() *runnelv1.Subscription {
+	sub.mu.Lock()
+	defer sub.mu.Unlock()
+	r := &runnelv1.Subscription{
+		Id: sub.id, Pattern: sub.want.GetPattern(), Start: sub.start.at, Overflow: sub.want.GetOverflow(),
+		MaxLag: sub.want.GetMaxLag(), MinIntervalMs: sub.want.GetMinIntervalMs(), Credit: sub.want.GetCredit(),
+	}
+	if sub.received.Epoch != "" {
+		r.Start = After(sub.received).at
+		if sub.snapshot.Epoch != "" {
+			r.Start = After(sub.snapshot).at
+		}
+	}
+	if r.GetCredit() > 0 {
+		// What is queued was sent on the old stream's credit and will be returned on this one's.
+		if held := uint32(sub.held) + sub.returned; held < r.GetCredit() {
+			r.Credit -= held
+		} else {
+			r.Credit = 1
+		}
+	}
+	return r
+}
+
+func (sub *Subscription) subscribed(p *runnelv1.Position) {
+	sub.mu.Lock()
+	defer sub.mu.Unlock()
+	if !sub.answered {
+		sub.answered = true
+		close(sub.accepted)
+		sub.received = Position{p.GetEpoch(), p.GetOffset()}
+		sub.handed = sub.received
+		if sub.start.last() && p.GetOffset() > 0 {
+			sub.snapshot, sub.received.Offset = sub.received, 0
+		}
+		return
+	}
+	// Offsets go on counting across epochs, and what was received is part of the new one.
+	sub.received.Epoch = p.GetEpoch()
+}
+
+// deliver queues events. Those that came before are dropped: a resumed stream may bring some again.
+func (sub *Subscription) deliver(ctx context.Context, events []*runnelv1.Event) {
+	for {
+		sub.mu.Lock()
+		if sub.want.GetCredit() > 0 || sub.held < queueMost || sub.err != nil {
+			break
+		}
+		sub.mu.Unlock()
+		select {
+		case <-sub.space:
+		case <-ctx.Done():
+			return
+		}
+	}
+	defer sub.mu.Unlock()
+	for _, e := range events {
+		if e.GetOffset() != 0 {
+			if e.GetOffset() <= sub.received.Offset {
+				sub.returned++ // it cost credit all the same
+				continue
+			}
+			sub.received.Offset = e.GetOffset()
+		}
+		sub.pushLocked(item{event: eventOf(e, sub.received.Epoch), isEvent: true, position: sub.positionLocked()})
+	}
+}
+
+// positionLocked is where a subscription stands that has handed over all it received. Within a snapshot that is the snapshot's
+// end, but only once all of it was received.
+func (sub *Subscription) positionLocked() Position {
+	if sub.snapshot.Epoch == "" {
+		return sub.received
+	}
+	if sub.received.Offset < sub.snapshot.Offset {
+		return Position{}
+	}
+	sub.snapshot = Position{}
+	return sub.received
+}
+
+func (sub *Subscription) noticed(n *runnelv1.Notice) {
+	sub.mu.Lock()
+	defer sub.mu.Unlock()
+	switch n.GetKind() {
+	case runnelv1.NoticeKind_NOTICE_KIND_GAP, runnelv1.NoticeKind_NOTICE_KIND_DROPPED:
+		sub.received.Offset = max(sub.received.Offset, n.GetTo())
+	}
+	sub.pushLocked(item{notice: noticeError(n), position: sub.positionLocked()})
+}
+
+func (sub *Subscription) bookmarked(p *runnelv1.Position) {
+	sub.mu.Lock()
+	defer sub.mu.Unlock()
+	sub.received = Position{p.GetEpoch(), max(sub.received.Offset, p.GetOffset())}
+	sub.pushLocked(item{position: sub.positionLocked()})
+}
+
+func (sub *Subscription) pushLocked(it item) {
+	sub.queue = append(sub.queue, it)
+	if it.isEvent {
+		sub.held++
+	}
+	signal(sub.more)
+}
+
+func signal(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}
+
+// fail ends the subscription behind what is queued.
+func (sub *Subscription) fail(err error) {
+	sub.mu.Lock()
+	defer sub.mu.Unlock()
+	if sub.err == nil {
+		sub.err = err
+	}
+	if !sub.answered {
+		sub.answered = true
+		close(sub.accepted)
+	}
+	signal(sub.more)
+	signal(sub.space)
+}
+
+// Next returns the next event. A notice is an *Error that is not Terminal, and the subscription goes on; ErrClosed after Close; any
+// other error is the subscription's end.
+func (sub *Subscription) Next(ctx context.Context) (Event, error) {
+	for {
+		it, ok, err := sub.pop()
+		switch {
+		case err != nil:
+			return Event{}, err
+		case !ok:
+			select {
+			case <-sub.more:
+				continue
+			case <-ctx.Done():
+				return Event{}, ctx.Err()
+			}
+		case it.isEvent:
+			return it.event, nil
+		case it.notice == nil:
+		case sub.onNotice != nil:
+			sub.onNotice(*it.notice.Notice)
+		default:
+			return Event{}, it.notice
+		}
+	}
+}
+
+func (sub *Subscription) pop() (it item, ok bool, err error) {
+	sub.mu.Lock()
+	if len(sub.queue) == 0 || errors.Is(sub.err, ErrClosed) {
+		defer sub.mu.Unlock()
+		return item{}, false, sub.err
+	}
+	it, sub.queue[0] = sub.queue[0], item{}
+	sub.queue = sub.queue[1:]
+	if it.position.Epoch != "" {
+		sub.handed = it.position
+	}
+	var credit uint32
+	if it.isEvent {
+		sub.held--
+		sub.returned++
+		signal(sub.space)
+		if sub.want.GetCredit() > 0 && (sub.returned*2 >= sub.want.GetCredit() || sub.held == 0 && sub.returned*4 >= sub.want.GetCredit()) {
+			credit, sub.returned = sub.returned, 0
+		}
+	}
+	sub.mu.Unlock()
+	if credit > 0 {
+		sub.s.credit(sub.id, credit)
+	}
+	return it, true, nil
+}
+
+// credit returns credit, if the session is connected; a new connection begins with fresh credit.
+func (s *Session) credit(id uint32, events uint32) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.online && s.subs[id] != nil {
+		s.queueLocked(&runnelv1.StreamRequest{Request: &runnelv1.StreamRequest_Credit{Credit: &runnelv1.Credit{Subscription: id, Events: events}}})
+	}
+}
+
+// Events yields what Next returns, until the subscription is over, ctx ends, or the loop is left. Leaving the loop does not end the
+// subscription.
+func (sub *Subscription) Events(ctx context.Context) iter.Seq2[Event, error] {
+	return func(yield func(Event, error) bool) {
+		for {
+			e, err := sub.Next(ctx)
+			if errors.Is(err, ErrClosed) {
+				return
+			}
+			if !yield(e, err) {
+				return
+			}
+			var notice *Error
+			if err != nil && (!errors.As(err, &notice) || notice.Terminal()) {
+				return
+			}
+		}
+	}
+}
+
+// Position is where the application stands: everything up to it was handed over. It is the zero Position while the snapshot of a
+// subscription that began with Last is not complete.
+func (sub *Subscription) Position() Position {
+	sub.mu.Lock()
+	defer sub.mu.Unlock()
+	if sub.snapshot.Epoch != "" {
+		return Position{}
+	}
+	return sub.handed
+}
+
+// Close ends the subscription. Next returns ErrClosed from then on.
+func (sub *Subscription) Close() {
+	sub.fail(ErrClosed)
+	sub.s.mu.Lock()
+	if sub.s.subs[sub.id] == sub {
+		delete(sub.s.subs, sub.id)
+		if sub.s.online {
+			sub.s.queueLocked(&runnelv1.StreamRequest{Request: &runnelv1.StreamRequest_Unsubscribe{Unsubscribe: &runnelv1.Unsubscribe{Subscription: sub.id}}})
+		}
+	}
+	sub.s.mu.Unlock()
+	if sub.own != nil {
+		sub.own.Close()
+	}
+}
+
+// fillSnapshots completes, from history, snapshots that a broken connection has cut short: the newest events up to where the
+// snapshot was taken, less those that have come. The stream then goes on behind that place.
+func (s *Session) fillSnapshots(ctx context.Context) error {
+	s.mu.Lock()
+	var open []*Subscription
+	for _, sub := range s.subs {
+		sub.mu.Lock()
+		if sub.snapshot.Epoch != "" {
+			open = append(open, sub)
+		}
+		sub.mu.Unlock()
+	}
+	s.mu.Unlock()
+	for _, sub := range open {
+		if err := sub.fillSnapshot(ctx); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (sub *Subscription) fillSnapshot(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	stream, err := sub.s.c.api.ReadHistory(sub.s.c.outgoing(ctx), &runnelv1.ReadHistoryRequest{
+		Pattern: sub.want.GetPattern(), Start: Last().at, ToOffset: sub.snapshot.Offset,
+	})
+	if err != nil {
+		return wrap(sub.s.ctx, err)
+	}
+	for {
+		m, err := stream.Recv()
+		if errors.Is(err, io.EOF) {
+			sub.mu.Lock()
+			defer sub.mu.Unlock()
+			sub.received, sub.snapshot = sub.snapshot, Position{}
+			sub.pushLocked(item{position: sub.received})
+			return nil
+		}
+		if err != nil {
+			return wrap(sub.s.ctx, err)
+		}
+		for _, d := range m.GetDeliveries() {
+			sub.deliver(ctx, d.GetEvents())
+		}
+	}
+}
