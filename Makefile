@@ -1,0 +1,39 @@
+# make help says what there is. Everything needs Go only; tools are built from tools/ at the versions pinned there.
+.DEFAULT_GOAL := help
+.PHONY: help build check generate test race fuzz bench crash
+
+FUZZTIME ?= 30s
+BENCH ?= .
+
+help: ## Show this
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+build: ## Build bin/runnel
+	go build -o bin/runnel ./cmd/runnel
+
+check: ## Everything CI does, exactly: each step with its name and time (.ci/run STEP... runs some)
+	@.ci/run
+
+generate: ## Write api/ anew from proto/
+	go tool -modfile=tools/go.mod buf format -w proto
+	go tool -modfile=tools/go.mod buf generate
+
+test: ## Every test, about a minute
+	go test ./...
+
+race: ## Every test under the race detector
+	go test -race ./...
+
+fuzz: ## Search each fuzz target for FUZZTIME (30s) for inputs that break it
+	@go test -list '^Fuzz' ./... | awk '/^Fuzz/ { t[++n] = $$1 } /^ok/ { for (i = 1; i <= n; i++) print $$2, t[i]; n = 0 }' | \
+	while read -r package target; do \
+		echo "go test -run='^$$' -fuzz=^$$target\$$ -fuzztime=$(FUZZTIME) $$package"; \
+		go test -run='^$$' -fuzz="^$$target\$$" -fuzztime=$(FUZZTIME) $$package || exit 1; \
+	done
+
+bench: ## Every benchmark, or those that match BENCH
+	go test -run='^$$' -bench='$(BENCH)' -benchmem ./...
+
+crash: ## The long fault tests: the server is killed over and over while clients publish and follow; minutes
+	RUNNEL_CRASH=1 go test -count=1 -timeout=60m -v -run='^TestCrash' ./e2e/...
+	RUNNEL_CRASH=1 go test -count=1 -timeout=60m ./internal/pebbleengine/...
