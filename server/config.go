@@ -107,6 +107,9 @@ func (c Config) withDefaults() (Config, error) {
 	return c, nil
 }
 
+// Check returns c with all defaults filled in; an error says in one line what is wrong.
+func (c Config) Check() (Config, error) { return c.withDefaults() }
+
 // ErrNotLoopback is why an address is refused without Insecure.
 var ErrNotLoopback = errors.New("it can be reached from other machines, and there is no TLS and no authentication")
 

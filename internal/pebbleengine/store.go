@@ -1,43 +1,92 @@
 package pebbleengine
 
 import (
+	"errors"
 	"fmt"
 	"log/slog"
 	"sync"
+	"syscall"
 
 	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/vfs"
+
+	"github.com/runnelhq/runnel/internal/engine"
 )
 
 // store is one Pebble database and the latch that closes it to writers.
 //
-// Pebble answers a failed commit by Logger.Fatalf and, where that returns, reports success. So Fatalf latches the store,
-// and nothing that was applied counts before the latch was looked at again. A latched store is replaced by reopen.
+// Pebble answers a failed commit by Logger.Fatalf and, where that returns, reports success. So Fatalf latches the store, as
+// does the guard under it, and nothing that was applied counts before the latch was looked at again. A latched store is
+// replaced by reopen.
 type store struct {
-	// Fixed after openStore.
+	// Fixed.
 	dir    string
 	fs     vfs.FS
-	lock   *pebble.Lock
 	memory bool
 	cache  *pebble.Cache
-	table  uint64
+	table  uint64 // bytes of a memtable
 	logger *slog.Logger
 	broken chan struct{} // receives once per latching
 
-	// mu is held for reading by whoever uses db, for writing by reopen.
-	mu sync.RWMutex
-	db *pebble.DB
+	// mu is held for reading by whoever uses db, also through I/O: it guards nothing but the exchange of db.
+	mu    sync.RWMutex
+	db    *pebble.DB // nil while it cannot be opened
+	guard *guard
 
-	latch struct {
-		sync.Mutex
-		err error
+	latch latch
+	names numbers
+}
+
+// latch says whether a store takes writes.
+type latch struct {
+	mu     sync.Mutex
+	err    error
+	closed chan struct{} // closed while latched
+}
+
+// level is what a commit waits for.
+type level int
+
+const (
+	buffered level = iota // nothing
+	written               // the operating system has it
+	durable               // it was synced
+)
+
+func levelOf(h engine.History) level {
+	switch h {
+	case engine.HistoryDisk:
+		return durable
+	case engine.HistoryOS:
+		return written
+	default:
+		return buffered
 	}
 }
 
-func (s *store) open() error {
+func newStore(dir string, fs vfs.FS, table uint64, cache int64, memory bool, logger *slog.Logger) *store {
+	return &store{
+		dir: dir, fs: fs, table: table, memory: memory, logger: logger,
+		cache: pebble.NewCache(cache), broken: make(chan struct{}, 1), latch: latch{closed: make(chan struct{})},
+	}
+}
+
+// open opens the database. The caller holds mu, or nobody else knows the store.
+func (s *store) open(readOnly bool) error {
+	g := &guard{FS: s.fs, failed: s.fail}
+	db, err := pebble.Open(s.dir, s.options(g, readOnly))
+	if err != nil {
+		return err
+	}
+	s.db, s.guard = db, g
+	g.serving.Store(true)
+	return nil
+}
+
+func (s *store) options(g *guard, readOnly bool) *pebble.Options {
 	o := &pebble.Options{
-		FS:                          s.fs,
-		Lock:                        s.lock,
+		FS:                          g,
+		ReadOnly:                    readOnly,
 		Cache:                       s.cache,
 		Logger:                      pebbleLogger{s},
 		DisableWAL:                  s.memory,
@@ -45,52 +94,112 @@ func (s *store) open() error {
 		MemTableStopWritesThreshold: 4,
 		L0CompactionThreshold:       4,
 		L0StopWritesThreshold:       24,
+		LBaseMaxBytes:               int64(s.table),
 		BytesPerSync:                512 << 10,
 		WALBytesPerSync:             512 << 10,
-		FormatMajorVersion:          pebble.FormatNewest,
+		// Later formats write into the WAL how far it was synced, and take what is missing below for damage. Under history
+		// "os" not every sync is a real one, so after a power loss that would be a false alarm.
+		FormatMajorVersion: pebble.FormatColumnarBlocks,
 		EventListener: &pebble.EventListener{
-			BackgroundError: func(err error) { s.logger.Error("storage background error", "err", err) },
+			BackgroundError: s.backgroundError,
 			DataCorruption:  func(i pebble.DataCorruptionInfo) { s.logger.Error("storage is damaged", "info", i.String()) },
 			DiskSlow:        func(i pebble.DiskSlowInfo) { s.logger.Warn("disk is slow", "info", i.String()) },
 			WriteStallBegin: func(i pebble.WriteStallBeginInfo) { s.logger.Warn("writes stall", "reason", i.Reason) },
 		},
 	}
-	db, err := pebble.Open(s.dir, o)
-	if err != nil {
-		return err
+	for i := range o.TargetFileSizes {
+		// Small disks need small tables: a compaction needs room for its output beside its input.
+		o.TargetFileSizes[i] = max(256<<10, min(2<<20, int64(s.table)/4)) << min(i, 3)
 	}
-	if err := s.failure(); err != nil {
-		return fmt.Errorf("%w (close: %v)", err, db.Close())
+	return o
+}
+
+// backgroundError is told when a flush or compaction failed. A full disk is waited for; anything else means that the disk is not
+// to be trusted, and that sooner or later writers would hang behind it.
+func (s *store) backgroundError(err error) {
+	if errors.Is(err, syscall.ENOSPC) || pebble.IsCorruptionError(err) {
+		s.logger.Error("storage cannot be tidied up, trying again", "err", err)
+		return
 	}
-	s.db = db
-	return nil
+	s.fail(err)
 }
 
 // failure is why the store takes no writes; nil if it does.
 func (s *store) failure() error {
-	s.latch.Lock()
-	defer s.latch.Unlock()
+	s.latch.mu.Lock()
+	defer s.latch.mu.Unlock()
 	return s.latch.err
 }
 
+// failed is closed while the store is latched.
+func (s *store) failed() <-chan struct{} {
+	s.latch.mu.Lock()
+	defer s.latch.mu.Unlock()
+	return s.latch.closed
+}
+
 func (s *store) fail(err error) {
-	s.latch.Lock()
-	defer s.latch.Unlock()
-	if s.latch.err != nil {
+	err = fmt.Errorf("%w: %w", engine.ErrStorageFailed, err)
+	if !s.setLatch(err) {
 		return
 	}
-	s.latch.err = err
+	s.logger.Error("writes are refused until the storage is open again", "err", err)
 	select {
 	case s.broken <- struct{}{}:
 	default:
 	}
 }
 
-// apply commits b. The caller holds mu for reading. An error means that b may or may not be there after a reopen.
-func (s *store) apply(b *pebble.Batch, sync bool) error {
-	o := pebble.NoSync
-	if sync {
-		o = pebble.Sync
+// setLatch reports whether the latch was open.
+func (s *store) setLatch(err error) bool {
+	s.latch.mu.Lock()
+	defer s.latch.mu.Unlock()
+	if s.latch.err != nil {
+		return false
+	}
+	s.latch.err = err
+	close(s.latch.closed)
+	return true
+}
+
+func (s *store) unlatch() {
+	s.latch.mu.Lock()
+	defer s.latch.mu.Unlock()
+	if s.latch.err != nil {
+		s.latch.err, s.latch.closed = nil, make(chan struct{})
+	}
+}
+
+// acquire gives access to the database until release.
+func (s *store) acquire() (*pebble.DB, error) {
+	s.mu.RLock()
+	if s.db == nil {
+		s.mu.RUnlock()
+		if err := s.failure(); err != nil {
+			return nil, err
+		}
+		return nil, engine.ErrClosed
+	}
+	return s.db, nil
+}
+
+func (s *store) release() { s.mu.RUnlock() }
+
+// apply commits b. The caller has acquired the store. After an error b may or may not be there when the store is open again.
+func (s *store) apply(b *pebble.Batch, l level) error {
+	if s.memory {
+		l = buffered
+	}
+	if err := s.failure(); err != nil {
+		return err
+	}
+	o := pebble.Sync
+	switch l {
+	case buffered:
+		o = pebble.NoSync
+	case durable:
+		s.guard.durable.Add(1)
+		defer s.guard.durable.Add(-1)
 	}
 	if err := s.db.Apply(b, o); err != nil {
 		s.fail(err)
@@ -98,38 +207,53 @@ func (s *store) apply(b *pebble.Batch, sync bool) error {
 	return s.failure()
 }
 
-// reopen replaces a latched database by a fresh one from the same directory, then runs load under the same lock.
-func (s *store) reopen(load func() error) (err error) {
+// reopen replaces a latched database by a fresh one from the same directory and runs load, before anybody else can use it.
+// If the directory cannot be written, it is at least opened for reading.
+func (s *store) reopen(writable error, load func(*pebble.DB) error) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.db != nil {
-		if err := closeBroken(s.db); err != nil {
-			s.logger.Warn("closing the failed storage", "err", err)
-		}
-		s.db = nil
+	if err := s.closeDB(); err != nil {
+		s.logger.Warn("closing the failed storage", "err", err)
 	}
-	s.latch.Lock()
-	s.latch.err = nil
-	s.latch.Unlock()
-	if err := s.open(); err != nil {
-		s.fail(err)
+	err := writable
+	if err == nil {
+		err = s.open(false)
+	}
+	if err != nil {
+		if err := s.open(true); err != nil {
+			s.logger.Error("storage cannot be read", "err", err)
+		}
 		return err
 	}
-	if err := load(); err != nil {
-		s.fail(err)
+	s.unlatch()
+	if err := load(s.db); err != nil {
+		s.setLatch(fmt.Errorf("%w: %w", engine.ErrStorageFailed, err))
 		return err
 	}
 	return s.failure()
 }
 
-// closeBroken closes a database that has failed; Pebble may panic when its state is beyond its own expectations.
-func closeBroken(db *pebble.DB) (err error) {
-	defer func() {
-		if r := recover(); r != nil {
-			err = fmt.Errorf("panic: %v", r)
-		}
-	}()
+// closeDB closes the database, if it is open. The caller holds mu, or is the last one.
+func (s *store) closeDB() error {
+	if s.db == nil {
+		return nil
+	}
+	db := s.db
+	s.db = nil
 	return db.Close()
+}
+
+// close is the end of the store.
+func (s *store) close() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	latched := s.failure() != nil
+	err := s.closeDB()
+	s.cache.Unref()
+	if latched { // it was reported when it happened
+		return nil
+	}
+	return err
 }
 
 // pebbleLogger passes Pebble's log on and turns its fatal errors into the latch.
@@ -143,8 +267,4 @@ func (l pebbleLogger) Errorf(format string, args ...any) {
 	l.s.logger.Error(fmt.Sprintf(format, args...))
 }
 
-func (l pebbleLogger) Fatalf(format string, args ...any) {
-	err := fmt.Errorf(format, args...)
-	l.s.logger.Error("storage failed: writes are refused until it is reopened", "err", err)
-	l.s.fail(err)
-}
+func (l pebbleLogger) Fatalf(format string, args ...any) { l.s.fail(fmt.Errorf(format, args...)) }
