@@ -31,7 +31,9 @@ var rooms = []room{
 		"it encodes; it knows neither who stores nor who sends the bytes"},
 	{"internal/engine", "api/runnel/v1 internal/topic internal/wire",
 		"a contract that knew its users or its implementations would bend to them"},
-	{"internal/engine/enginetest", "api/runnel/v1 internal/topic internal/wire internal/engine",
+	{"internal/history", "api/runnel/v1 internal/topic",
+		"the judge of every fault test must not share a mistake with what it judges"},
+	{"internal/engine/enginetest", "api/runnel/v1 internal/topic internal/wire internal/engine internal/history",
 		"one suite for every engine: it sees only the contract"},
 	{"internal/pebbleengine", "api/runnel/v1 internal/topic internal/wire internal/engine",
 		"an engine stores; it must not know who reads, or a reader could slow a publisher down"},
@@ -55,7 +57,7 @@ var rooms = []room{
 		"main is three lines"},
 	{"runneltest", ". api/runnel/v1 server",
 		"a user's test gets what a user gets"},
-	{"e2e", ". api/runnel/v1 server runneltest",
+	{"e2e", ". api/runnel/v1 server runneltest internal/history internal/topic",
 		"from outside means from outside"},
 }
 
