@@ -7,59 +7,38 @@ import (
 	"os"
 	"runtime"
 	"runtime/debug"
+	"strings"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
-	"go.yaml.in/yaml/v3"
 
 	"github.com/runnelhq/runnel/internal/config"
 	"github.com/runnelhq/runnel/server"
 )
 
 // settings are the flags that are configuration.
-type settings struct {
-	path, listen, admin, data, logLevel, logFormat string
-	insecure, dev                                  bool
-}
+type settings struct{ path string }
 
 func (s *settings) register(f *pflag.FlagSet) {
 	f.StringVar(&s.path, "config", "", "configuration file (see runnel config init)")
-	f.StringVar(&s.listen, "listen", "", "gRPC address (default 127.0.0.1:50051)")
-	f.StringVar(&s.admin, "admin", "", "address of metrics and health checks, or off (default 127.0.0.1:9464)")
-	f.StringVar(&s.data, "data", "", "data directory (default data)")
-	f.BoolVar(&s.insecure, "insecure", false, "allow addresses other than loopback, without TLS and authentication")
-	f.BoolVar(&s.dev, "dev", false, "namespaces appear on first use")
-	f.StringVar(&s.logLevel, "log-level", "", "debug, info, warn or error (default info)")
-	f.StringVar(&s.logFormat, "log-format", "", "text or json (default text)")
+	f.String("listen", "", "gRPC address (default 127.0.0.1:50051)")
+	f.String("admin", "", "address of metrics and health checks, or off (default 127.0.0.1:9464)")
+	f.String("data", "", "data directory (default data)")
+	f.Bool("insecure", false, "allow addresses other than loopback, without TLS and authentication")
+	f.Bool("dev", false, "namespaces appear on first use")
+	f.String("log-level", "", "debug, info, warn or error (default info)")
+	f.String("log-format", "", "text or json (default text)")
 }
 
 // load reads file and environment, and puts the flags over them.
 func (s *settings) load(f *pflag.FlagSet) (config.File, []string) {
-	file, mistakes := config.Load(s.path, os.Environ())
-	for flag, to := range map[string]struct{ from, to *string }{
-		"listen": {&s.listen, &file.Listen}, "admin": {&s.admin, &file.Admin}, "data": {&s.data, &file.Data},
-	} {
-		if f.Changed(flag) {
-			*to.to = *to.from
+	var flags []config.Flag
+	for _, name := range []string{"listen", "admin", "data", "insecure", "dev", "log-level", "log-format"} {
+		if f.Changed(name) {
+			flags = append(flags, config.Flag{Name: "--" + name, Key: strings.ReplaceAll(name, "-", "_"), Value: f.Lookup(name).Value.String()})
 		}
 	}
-	for flag, to := range map[string]struct {
-		from string
-		to   any
-	}{"log-level": {s.logLevel, &file.LogLevel}, "log-format": {s.logFormat, &file.LogFormat}} {
-		if f.Changed(flag) {
-			if err := yaml.Unmarshal([]byte(to.from), to.to); err != nil {
-				mistakes = append(mistakes, fmt.Sprintf("bad --%s %q", flag, to.from))
-			}
-		}
-	}
-	if f.Changed("insecure") {
-		file.Insecure = s.insecure
-	}
-	if f.Changed("dev") {
-		file.Dev = s.dev
-	}
-	return file, mistakes
+	return config.Load(s.path, os.Environ(), flags...)
 }
 
 func logger(w io.Writer, f config.File) *slog.Logger {
@@ -187,12 +166,7 @@ func (a *app) config() *cobra.Command {
 			if len(mistakes) > 0 {
 				return errQuiet
 			}
-			b, err := yaml.Marshal(config.Effective(file))
-			if err != nil {
-				return err
-			}
-			_, err = a.out.Write(b)
-			return err
+			return config.Show(a.out, file)
 		},
 	}
 	shown.register(show.Flags())

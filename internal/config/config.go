@@ -142,9 +142,16 @@ func (d *Duration) UnmarshalYAML(n *yaml.Node) error {
 // MarshalYAML implements yaml.Marshaler.
 func (d Duration) MarshalYAML() (any, error) { return time.Duration(d).String(), nil }
 
-// Load reads the file at path ("": none) and the environment. The list holds every mistake, one line each; it is empty if there
-// is none.
-func Load(path string, environ []string) (File, []string) {
+// Flag is a setting from the command line.
+type Flag struct {
+	Name  string // --log-level
+	Key   string // log_level
+	Value string
+}
+
+// Load reads the file at path ("": none), the environment and flags, each over the one before. The list holds every mistake, one
+// line each; it is empty if there is none.
+func Load(path string, environ []string, flags ...Flag) (File, []string) {
 	var f File
 	var mistakes []string
 	if path != "" {
@@ -154,7 +161,7 @@ func Load(path string, environ []string) (File, []string) {
 		}
 		mistakes = Parse(path, raw, &f)
 	}
-	mistakes = append(mistakes, environment(environ, &f)...)
+	mistakes = append(mistakes, overlay(environ, flags, &f)...)
 	if len(mistakes) == 0 {
 		if _, err := f.Server().Check(); err != nil {
 			mistakes = append(mistakes, err.Error())
@@ -189,25 +196,30 @@ func Parse(name string, raw []byte, f *File) []string {
 // Variables of the client commands: never configuration.
 var notOurs = []string{"RUNNEL_SERVER", "RUNNEL_TOKEN"}
 
-// environment applies RUNNEL_* variables: RUNNEL_LISTEN, RUNNEL_LIMITS_MAX_PAYLOAD_BYTES, RUNNEL_DEFAULTS_HISTORY...
-func environment(environ []string, f *File) []string {
+// overlay applies RUNNEL_* variables (RUNNEL_LISTEN, RUNNEL_LIMITS_MAX_PAYLOAD_BYTES, RUNNEL_DEFAULTS_HISTORY...), then flags.
+func overlay(environ []string, flags []Flag, f *File) []string {
 	known := map[string]reflect.Value{}
 	variables(reflect.ValueOf(f).Elem(), "RUNNEL", known)
 	var mistakes []string
+	set := func(source string, field reflect.Value, value string) {
+		if err := yaml.Unmarshal([]byte(value), field.Addr().Interface()); err != nil {
+			text := strings.TrimPrefix(strings.ReplaceAll(err.Error(), "\n", " "), "yaml: unmarshal errors:   line 1: ")
+			mistakes = append(mistakes, source+": "+text)
+		}
+	}
 	for _, kv := range environ {
 		name, value, _ := strings.Cut(kv, "=")
 		if !strings.HasPrefix(name, "RUNNEL_") || slices.Contains(notOurs, name) {
 			continue
 		}
-		field, ok := known[name]
-		if !ok {
-			mistakes = append(mistakes, fmt.Sprintf("environment: unknown variable %s", name))
+		if field, ok := known[name]; ok {
+			set("environment: "+name, field, value)
 			continue
 		}
-		if err := yaml.Unmarshal([]byte(value), field.Addr().Interface()); err != nil {
-			text := strings.TrimPrefix(strings.ReplaceAll(err.Error(), "\n", " "), "yaml: unmarshal errors:   line 1: ")
-			mistakes = append(mistakes, fmt.Sprintf("environment: %s: %s", name, text))
-		}
+		mistakes = append(mistakes, fmt.Sprintf("environment: unknown variable %s", name))
+	}
+	for _, flag := range flags {
+		set(flag.Name, known["RUNNEL_"+strings.ToUpper(flag.Key)], flag.Value)
 	}
 	return mistakes
 }
@@ -255,8 +267,17 @@ func (n Namespace) server() server.Namespace {
 	return s
 }
 
-// Effective is f with every default filled in. f must be without mistakes.
-func Effective(f File) File {
+// Show writes what a server would use: f, which must be without mistakes, with every default filled in.
+func Show(w io.Writer, f File) error {
+	b, err := yaml.Marshal(effective(f))
+	if err != nil {
+		return err
+	}
+	_, err = w.Write(b)
+	return err
+}
+
+func effective(f File) File {
 	c, err := f.Server().Check()
 	if err != nil {
 		return f

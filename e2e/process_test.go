@@ -1,0 +1,56 @@
+// Package e2e runs the real binary from outside.
+package e2e
+
+import (
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// binary builds the command.
+func binary(t *testing.T) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "runnel")
+	if out, err := exec.Command("go", "build", "-o", path, "../cmd/runnel").CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	return path
+}
+
+// freeAddress is a loopback address that nothing listens on.
+func freeAddress(t *testing.T) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().String()
+}
+
+// process is a server process that can be killed and started again on its data.
+type process struct {
+	t            *testing.T
+	binary, addr string
+	data         string
+	cmd          *exec.Cmd
+}
+
+func (p *process) start() {
+	p.cmd = exec.Command(p.binary, "serve", "--dev", "--listen", p.addr, "--admin", "off", "--data", p.data, "--log-level", "warn")
+	// The test's own variables are no configuration.
+	p.cmd.Env = slices.DeleteFunc(os.Environ(), func(kv string) bool { return strings.HasPrefix(kv, "RUNNEL_") })
+	p.cmd.Stderr = p.t.Output()
+	if err := p.cmd.Start(); err != nil {
+		p.t.Fatal(err)
+	}
+}
+
+func (p *process) kill() {
+	p.cmd.Process.Kill()
+	p.cmd.Wait() // says that it was killed
+}
