@@ -2,8 +2,6 @@ package pebbleengine
 
 import (
 	"encoding/binary"
-	"fmt"
-	"time"
 
 	"github.com/cockroachdb/pebble/v2"
 
@@ -30,223 +28,267 @@ func (r *request) size() int {
 	return n
 }
 
-// round is one commit in the making.
+// largeEvent is the size from which an event is stored by itself, so that whoever keeps it does not keep its neighbours.
+const largeEvent = 4 << 10
+
+// round is one commit in the making. Nothing of it touches the log before it is committed.
 type round struct {
-	l      *log
-	b      *pebble.Batch // nil: nothing is kept
-	now    int64
-	events []engine.Event
-	bytes  int
+	l     *log
+	db    *pebble.DB
+	b     *pebble.Batch // nil: nothing is kept
+	now   int64
+	first uint64 // offset of the first event
+
+	next   uint64
+	total  uint64
+	marks  []mark // by event
 	newest map[topic.Name]uint64
+	fresh  map[idHash]engine.Result
 	ids    []remembered
+
+	follow bool // somebody may want events from the ring
+	events []engine.Event
+	buf    []byte // holds the small events; it never grows
 }
 
 // commit makes one round of the requests, and answers them.
 func (l *log) commit(requests []*request) {
-	events, err := l.write(requests)
-	if err == nil {
-		l.publish(events)
-	}
+	err := l.commitRound(requests)
 	for _, r := range requests {
-		if r.err = err; err != nil {
+		if r.err == nil {
+			r.err = err
+		}
+		if r.err != nil {
 			r.results = nil
 		}
 		close(r.done)
 	}
 }
 
-func (l *log) write(requests []*request) ([]engine.Event, error) {
-	r := &round{l: l, now: max(l.e.o.Now().UnixMilli(), l.lastTime), newest: map[topic.Name]uint64{}}
-	size := 0
+func (l *log) commitRound(requests []*request) error {
+	size, count := 0, 0
 	for _, req := range requests {
 		size += req.size()
+		count += len(req.entries)
 	}
+	r := l.newRound(size, count)
 	if l.st != nil {
-		l.st.mu.RLock()
-		defer l.st.mu.RUnlock()
-		if err := l.st.failure(); err != nil {
-			return nil, fmt.Errorf("%w: %w", engine.ErrStorageFailed, err)
-		}
 		if !l.st.memory {
 			if err := l.e.space.take(uint64(size)); err != nil {
-				return nil, err
+				return err
 			}
 		}
-		r.b = l.st.db.NewBatchWithSize(size + size/2)
+		db, err := l.st.acquire()
+		if err != nil {
+			return err
+		}
+		defer l.st.release()
+		if err := l.st.failure(); err != nil {
+			return err
+		}
+		r.db, r.b = db, db.NewBatchWithSize(size+count*128)
 		defer r.b.Close()
+		// The log may have been read anew since the round was begun.
+		r.begin()
 	}
 	for _, req := range requests {
+		if req.err = r.lookUp(req.entries); req.err != nil {
+			continue // the others go on
+		}
 		if err := r.add(req); err != nil {
-			return nil, l.broken(err)
+			return err
 		}
 	}
-	if err := r.finish(); err != nil {
-		return nil, l.broken(err)
+	return r.finish()
+}
+
+func (l *log) newRound(size, count int) *round {
+	r := &round{l: l, newest: map[topic.Name]uint64{}, fresh: map[idHash]engine.Result{}, marks: make([]mark, 0, count)}
+	l.mu.Lock()
+	r.follow = l.st == nil || len(l.tails) > 0
+	l.mu.Unlock()
+	if r.follow {
+		r.events = make([]engine.Event, 0, count)
+		r.buf = make([]byte, 0, size+count*wire.MaxTrailer)
 	}
-	return r.events, nil
+	r.begin()
+	return r
 }
 
-// broken latches the store: the round was half made, so the committer's state no longer is the store's.
-func (l *log) broken(err error) error {
-	l.st.fail(err)
-	return fmt.Errorf("%w: %w", engine.ErrStorageFailed, err)
+// begin takes over where the log stands.
+func (r *round) begin() {
+	l := r.l
+	r.now = max(l.e.o.Now().UnixMilli(), l.lastTime)
+	r.first, r.next, r.total = l.next, l.next, l.total
 }
 
+// add adds a request's entries. After an error the round is not to be used.
 func (r *round) add(req *request) error {
 	req.results = make([]engine.Result, len(req.entries))
 	skip := false
 	for i := range req.entries {
+		res := &req.results[i]
 		if skip {
-			req.results[i].Err = engine.ErrSkipped
+			res.Err = engine.ErrSkipped
 			continue
 		}
-		res, err := r.addEntry(&req.entries[i])
-		if err != nil {
+		if err := r.addEntry(&req.entries[i], res); err != nil {
 			return err
 		}
-		req.results[i] = res
 		skip = res.Err != nil && req.mode == engine.AppendOrdered
 	}
 	return nil
 }
 
-func (r *round) addEntry(en *engine.Entry) (engine.Result, error) {
-	l := r.l
+// lookUp reads what conditional entries compare with: the offset of their topic's newest retained event.
+func (r *round) lookUp(entries []engine.Entry) error {
+	for i := range entries {
+		n := entries[i].Topic
+		if _, known := r.newest[n]; known || !entries[i].Conditional || r.b == nil {
+			continue
+		}
+		offset, err := getOffset(r.db, topicKey(r.l.id, n.String()))
+		if err != nil {
+			return readError(err)
+		}
+		if offset < r.l.trim.oldest {
+			offset = 0
+		}
+		r.newest[n] = offset
+	}
+	return nil
+}
+
+// addEntry decides on one entry. The first publish of an id answers for all later ones, whatever they expect.
+func (r *round) addEntry(en *engine.Entry, res *engine.Result) error {
 	var id idHash
 	if en.Dedup {
 		id = hashID(en.Topic, en.ID)
-		if first, ok := l.ids.find(id, r.now); ok {
-			return engine.Result{Offset: first.offset, Timestamp: first.time, Duplicate: true}, nil
+		if first, ok := r.known(id); ok {
+			*res = first
+			return nil
 		}
 	}
 	if en.Conditional {
-		newest, err := r.newestOf(en.Topic)
-		switch {
-		case err == engine.ErrNoHistory:
-			return engine.Result{Err: err}, nil
-		case err != nil:
-			return engine.Result{}, err
-		case newest != en.Expected:
-			return engine.Result{Err: &engine.ConflictError{Current: newest}}, nil
+		if newest := r.newest[en.Topic]; newest != en.Expected {
+			res.Err = &engine.ConflictError{Current: newest}
+			return nil
 		}
 	}
-	offset := l.next
-	l.next++
-	res := engine.Result{Timestamp: r.now}
+	offset := r.next
+	res.Timestamp = r.now
 	if r.b != nil {
 		res.Offset = offset
 		if err := r.store(offset, en); err != nil {
-			return engine.Result{}, err
+			return err
 		}
 	}
-	wired := wire.AppendOffset(wire.AppendTimestamp(en.Body, r.now), res.Offset)
-	r.events = append(r.events, engine.Event{Offset: offset, Topic: en.Topic, Timestamp: r.now, Wire: wired})
-	r.bytes += len(wired)
+	r.next++
+	if r.follow {
+		r.events = append(r.events, engine.Event{Offset: offset, Topic: en.Topic, Timestamp: r.now, Wire: r.wire(en.Body, res.Offset)})
+	}
 	if en.Dedup {
-		l.ids.add(id, first{res.Offset, r.now})
+		r.fresh[id] = engine.Result{Offset: res.Offset, Timestamp: r.now, Duplicate: true}
 		r.ids = append(r.ids, remembered{id, offset})
 	}
-	return res, nil
+	return nil
 }
 
-// newestOf is the offset of the topic's newest retained event, this round's included; 0 if there is none.
-func (r *round) newestOf(n topic.Name) (uint64, error) {
-	if r.b == nil {
-		return 0, engine.ErrNoHistory
+func (r *round) known(id idHash) (engine.Result, bool) {
+	if res, ok := r.fresh[id]; ok {
+		return res, true
 	}
-	if offset, ok := r.newest[n]; ok {
-		return offset, nil
+	f, ok := r.l.ids.find(id, r.now)
+	return engine.Result{Offset: f.offset, Timestamp: f.time, Duplicate: true}, ok
+}
+
+// wire completes a body. The body itself may be in use elsewhere, so it is copied.
+func (r *round) wire(body []byte, offset uint64) []byte {
+	if len(body) >= largeEvent {
+		b := append(make([]byte, 0, len(body)+wire.MaxTrailer), body...)
+		return wire.AppendOffset(wire.AppendTimestamp(b, r.now), offset)
 	}
-	offset, err := getOffset(r.l.st.db, topicKey(r.l.id, n.String()))
-	if err != nil || offset < r.l.trim.oldest {
-		return 0, err
-	}
-	return offset, nil
+	start := len(r.buf)
+	r.buf = wire.AppendOffset(wire.AppendTimestamp(append(r.buf, body...), r.now), offset)
+	return r.buf[start:len(r.buf):len(r.buf)]
 }
 
 // store adds the event and its index key to the batch.
 func (r *round) store(offset uint64, en *engine.Entry) error {
-	l := r.l
 	size := valueHeader + len(en.Body)
-	l.cum += uint64(size)
-	d := r.b.SetDeferred(1+4+8, size)
-	copy(d.Key, offsetKey(kindLog, l.id, offset))
-	putValue(d.Value, value{cum: l.cum, time: r.now, body: en.Body})
+	r.marks = append(r.marks, mark{before: r.total, time: r.now})
+	r.total += uint64(size)
+	d := r.b.SetDeferred(logKeySize, size)
+	appendOffsetKey(d.Key[:0], kindLog, r.l.id, offset)
+	putValue(d.Value, value{total: r.total, time: r.now, body: en.Body})
 	if err := d.Finish(); err != nil {
 		return err
 	}
+	d = r.b.SetDeferred(indexKeySize(en.Topic), 0)
+	appendIndexKey(d.Key[:0], r.l.id, en.Topic, offset)
 	r.newest[en.Topic] = offset
-	return r.b.Set(indexKey(l.id, en.Topic, offset), nil, nil)
+	return d.Finish()
 }
 
-// finish commits the round at the level the namespace promises.
+// finish commits the round at the level the namespace promises, and only then lets the log have it.
 func (r *round) finish() error {
 	l := r.l
-	if len(r.events) == 0 {
+	if r.next == r.first { // duplicates and conflicts only
 		return nil
 	}
+	t := l.trim
 	if r.b != nil {
-		for n, offset := range r.newest {
-			if err := r.b.Set(topicKey(l.id, n.String()), binary.BigEndian.AppendUint64(nil, offset), nil); err != nil {
-				return err
-			}
-		}
-		if err := l.ids.save(r.b, l.id, r.now, r.ids); err != nil {
-			return err
-		}
-		if err := l.st.apply(r.b, l.cfg.History == engine.HistoryDisk); err != nil {
+		if err := r.write(&t); err != nil {
 			return err
 		}
 	}
-	l.lastTime = r.now
+	l.next, l.total, l.lastTime, l.trim = r.next, r.total, r.now, t
+	l.ids.remember(r.now, r.ids, r.b != nil)
+	l.deliver(r)
 	return nil
 }
 
-// publish moves the head and hands the events to the tails, then trims.
-func (l *log) publish(events []engine.Event) {
-	if len(events) == 0 {
-		return
+// write adds what goes with the events and applies the batch.
+func (r *round) write(t *trim) error {
+	l := r.l
+	for n, offset := range r.newest {
+		if offset < r.first {
+			continue // only looked up
+		}
+		if err := r.b.Set(topicKey(l.id, n.String()), binary.BigEndian.AppendUint64(nil, offset), nil); err != nil {
+			return err
+		}
 	}
-	bytes := 0
-	for i := range events {
-		bytes += len(events[i].Wire)
+	if err := l.ids.save(r.b, l.id, r.now, r.ids); err != nil {
+		return err
+	}
+	scope := marks{l: l, db: r.db, head: r.next - 1, total: r.total, first: r.first, pending: r.marks}
+	if err := t.advance(l.cfg, scope, l.e.o.Now()); err != nil {
+		return readError(err)
+	}
+	if t.oldest != l.trim.oldest {
+		if err := r.b.Set(metaKey(metaTrim, l.id), t.encode(), nil); err != nil {
+			return err
+		}
+	}
+	return l.st.apply(r.b, levelOf(l.cfg.History))
+}
+
+// deliver moves the head and hands the events to the tails.
+func (l *log) deliver(r *round) {
+	if l.st == nil {
+		l.awaitTails()
 	}
 	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.head = r.next - 1
+	l.oldest = l.trim.oldest
 	if l.st == nil {
-		l.awaitTailsLocked()
-		l.oldest = l.next // nothing is retained
+		l.oldest = r.next // nothing is retained
 	}
-	l.head = events[len(events)-1].Offset
 	if len(l.tails) > 0 {
-		l.ring = append(l.ring, recent{events, bytes})
-		l.bytes += bytes
+		l.ring.add(r.events)
 	}
 	l.dropLocked()
 	l.announceLocked()
-	l.mu.Unlock()
-	if l.st != nil {
-		l.idle()
-	}
-}
-
-// idle applies retention.
-func (l *log) idle() {
-	if l.st == nil {
-		return
-	}
-	l.st.mu.RLock()
-	defer l.st.mu.RUnlock()
-	if l.st.failure() != nil {
-		return
-	}
-	if err := l.retain(l.e.o.Now()); err != nil {
-		l.st.fail(fmt.Errorf("retention of %q: %w", l.name, err))
-	}
-}
-
-func (l *log) tickEvery() time.Duration {
-	if l.cfg.MaxAge == 0 {
-		return time.Hour
-	}
-	return min(max(l.cfg.MaxAge/10, 100*time.Millisecond), time.Minute)
 }

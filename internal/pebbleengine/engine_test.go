@@ -421,7 +421,7 @@ func BenchmarkBarePebble(b *testing.B) {
 			next.Unlock()
 			batch := db.NewBatch()
 			v := make([]byte, valueHeader+len(en.Body))
-			putValue(v, value{cum: offset, body: en.Body})
+			putValue(v, value{total: offset, body: en.Body})
 			if err := errors.Join(batch.Set(offsetKey(kindLog, 1, offset), v, nil), batch.Set(indexKey(1, en.Topic, offset), nil, nil), batch.Commit(pebble.Sync)); err != nil {
 				b.Error(err)
 				return

@@ -10,14 +10,16 @@ import (
 
 // The schema. All integers are big-endian; ns is a namespace's number.
 //
-//	m f                                  format version
 //	m n NAME                             namespace number (u32)
 //	m e ns                               epochs: (epoch u64, first offset u64)...
-//	m t ns                               oldest retained offset (u64), first offset not yet deleted (u64)
+//	m t ns                               trim point (see trim)
 //	e ns OFFSET                          event (see value)
 //	t ns OFFSET>>16 TOPIC 0 OFFSET       index: one key per event, in buckets, so that whole buckets are deleted at once
 //	n ns TOPIC                           newest offset of the topic (u64)
-//	d ns OFFSET                          event ids of the batch that began at OFFSET: time (u64), (hash [16], offset u64)...
+//	d ns OFFSET                          event ids of the commit whose first id belongs to the event at OFFSET:
+//	                                     time (u64), (hash [16], offset u64)...
+//
+// A change of it changes the format number in the directory's marker.
 const (
 	kindMeta  = 'm'
 	kindLog   = 'e'
@@ -25,15 +27,14 @@ const (
 	kindTopic = 'n'
 	kindDedup = 'd'
 
+	metaEpochs = 'e'
+	metaTrim   = 't'
+
 	bucketBits = 16
-	// format is the version of this schema. A directory of another version is refused.
-	format = 1
+	logKeySize = 1 + 4 + 8
 )
 
-var (
-	keyFormat     = []byte{kindMeta, 'f'}
-	keyNamespaces = []byte{kindMeta, 'n'}
-)
+var keyNamespaces = []byte{kindMeta, 'n'}
 
 func namespaceKey(name string) []byte { return append([]byte{kindMeta, 'n'}, name...) }
 
@@ -46,7 +47,11 @@ func prefix(kind byte, ns uint32) []byte {
 }
 
 func offsetKey(kind byte, ns uint32, offset uint64) []byte {
-	return binary.BigEndian.AppendUint64(prefix(kind, ns), offset)
+	return appendOffsetKey(make([]byte, 0, logKeySize), kind, ns, offset)
+}
+
+func appendOffsetKey(k []byte, kind byte, ns uint32, offset uint64) []byte {
+	return binary.BigEndian.AppendUint64(binary.BigEndian.AppendUint32(append(k, kind), ns), offset)
 }
 
 func topicKey(ns uint32, name string) []byte { return append(prefix(kindTopic, ns), name...) }
@@ -55,9 +60,15 @@ func bucketKey(ns uint32, bucket uint64) []byte {
 	return binary.BigEndian.AppendUint64(prefix(kindIndex, ns), bucket)
 }
 
-func indexKey(ns uint32, name topic.Name, offset uint64) []byte {
-	k := append(bucketKey(ns, bucket(offset)), name.String()...)
+func indexKeySize(name topic.Name) int { return logKeySize + len(name.String()) + 1 + 8 }
+
+func appendIndexKey(k []byte, ns uint32, name topic.Name, offset uint64) []byte {
+	k = append(appendOffsetKey(k, kindIndex, ns, bucket(offset)), name.String()...)
 	return binary.BigEndian.AppendUint64(append(k, 0), offset)
+}
+
+func indexKey(ns uint32, name topic.Name, offset uint64) []byte {
+	return appendIndexKey(make([]byte, 0, indexKeySize(name)), ns, name, offset)
 }
 
 func bucket(offset uint64) uint64 { return offset >> bucketBits }
@@ -66,7 +77,7 @@ func bucket(offset uint64) uint64 { return offset >> bucketBits }
 func keyOffset(k []byte) uint64 { return binary.BigEndian.Uint64(k[len(k)-8:]) }
 
 // indexTopic is the topic in an index key.
-func indexTopic(k []byte) []byte { return k[1+4+8 : len(k)-8-1] }
+func indexTopic(k []byte) []byte { return k[logKeySize : len(k)-8-1] }
 
 // after is the first key behind all keys that begin with k.
 func after(k []byte) []byte {
@@ -79,37 +90,41 @@ func after(k []byte) []byte {
 	return nil
 }
 
-// value is a stored event: a checksum of the rest, the bytes of all values of the namespace up to and including this one
-// (so that the size of any stretch is a subtraction), the timestamp, and the body.
+// value is a stored event: a checksum of the rest, the version of this encoding, the bytes of all values of the namespace up to
+// and including this one (so that the size of any stretch is a subtraction), the timestamp, and the body.
 type value struct {
-	cum  uint64
-	time int64
-	body []byte
+	total uint64
+	time  int64
+	body  []byte
 }
 
-const valueHeader = 4 + 8 + 8
+const (
+	valueHeader  = 4 + 1 + 8 + 8
+	valueVersion = 1
+)
 
 var (
 	castagnoli  = crc32.MakeTable(crc32.Castagnoli)
-	errChecksum = errors.New("checksum does not match")
+	errChecksum = errors.New("a stored record is damaged")
 )
 
 // putValue fills b, of valueHeader+len(body) bytes.
 func putValue(b []byte, v value) {
-	binary.BigEndian.PutUint64(b[4:], v.cum)
-	binary.BigEndian.PutUint64(b[12:], uint64(v.time))
+	b[4] = valueVersion
+	binary.BigEndian.PutUint64(b[5:], v.total)
+	binary.BigEndian.PutUint64(b[13:], uint64(v.time))
 	copy(b[valueHeader:], v.body)
 	binary.BigEndian.PutUint32(b, crc32.Checksum(b[4:], castagnoli))
 }
 
 // getValue reads b; body aliases it.
 func getValue(b []byte) (value, error) {
-	if len(b) < valueHeader || binary.BigEndian.Uint32(b) != crc32.Checksum(b[4:], castagnoli) {
+	if len(b) < valueHeader || b[4] != valueVersion || binary.BigEndian.Uint32(b) != crc32.Checksum(b[4:], castagnoli) {
 		return value{}, errChecksum
 	}
 	return value{
-		cum:  binary.BigEndian.Uint64(b[4:]),
-		time: int64(binary.BigEndian.Uint64(b[12:])),
-		body: b[valueHeader:],
+		total: binary.BigEndian.Uint64(b[5:]),
+		time:  int64(binary.BigEndian.Uint64(b[13:])),
+		body:  b[valueHeader:],
 	}, nil
 }

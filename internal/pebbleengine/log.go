@@ -2,13 +2,9 @@ package pebbleengine
 
 import (
 	"context"
-	"encoding/binary"
-	"errors"
-	"fmt"
+	"math/rand/v2"
 	"sync"
 	"time"
-
-	"github.com/cockroachdb/pebble/v2"
 
 	"github.com/runnelhq/runnel/internal/engine"
 )
@@ -16,19 +12,11 @@ import (
 const (
 	maxRoundEvents = 4096    // events of one commit, unless a single Append has more
 	maxRoundBytes  = 8 << 20 // bytes of one commit, likewise
-	maxRing        = 8 << 20 // bytes of recent events kept for tails
-	maxEpochs      = 4096    // epochs remembered; older positions are refused
 )
-
-// epoch is a stretch of the log that begins at offset first.
-type epoch struct {
-	id    string
-	first uint64
-}
 
 // log is the log of one namespace.
 type log struct {
-	// Fixed after open.
+	// Fixed after openLog.
 	e       *Engine
 	name    string
 	id      uint32
@@ -37,149 +25,33 @@ type log struct {
 	queue   chan *request
 	stopped chan struct{} // closed when the committer has ended
 
-	// Owned by the committer while it holds st.mu for reading, by load while st.mu is held for writing.
-	next     uint64
-	lastTime int64
-	cum      uint64 // bytes of all values ever written
+	// Owned by the committer, which has acquired st; by load while nobody has.
+	next     uint64 // offset of the next event
+	lastTime int64  // timestamp of the last event
+	total    uint64 // bytes of all values ever written
 	ids      *dedup
 	trim     trim
 
+	taken chan struct{} // receives when a tail has moved or closed; for logs without history
+
 	mu     sync.Mutex
-	taken  *sync.Cond // a tail has moved or closed; for logs without history
 	epochs []epoch
 	head   uint64
 	oldest uint64
-	ring   []recent // consecutive commits, the newest last; empty without tails
-	bytes  int      // of ring
+	ring   ring
 	tails  map[*tail]struct{}
 	moved  chan struct{} // closed and replaced when head or epochs change
-}
-
-// recent is the events of one commit.
-type recent struct {
-	events []engine.Event
-	bytes  int
 }
 
 var _ engine.Log = (*log)(nil)
 
 func newLog(e *Engine, name string, cfg engine.Config) *log {
-	l := &log{
+	return &log{
 		e: e, name: name, cfg: cfg,
 		queue: make(chan *request, 256), stopped: make(chan struct{}),
-		next: 1, oldest: 1, ids: newDedup(cfg), tails: map[*tail]struct{}{}, moved: make(chan struct{}),
+		next: 1, oldest: 1, ids: newDedup(cfg), tails: map[*tail]struct{}{},
+		moved: make(chan struct{}), taken: make(chan struct{}, 1),
 	}
-	l.taken = sync.NewCond(&l.mu)
-	return l
-}
-
-// open finds or creates the namespace in the store and loads it. The caller holds st.mu.
-func (l *log) open() error {
-	b := l.st.db.NewBatch()
-	defer b.Close()
-	id, err := l.e.number(l.st.db, b, l.name)
-	if err != nil {
-		return err
-	}
-	if !b.Empty() {
-		if err := l.st.apply(b, !l.st.memory); err != nil {
-			return err
-		}
-	}
-	l.id = id
-	return l.load()
-}
-
-// load reads the log's state from the store and begins a new epoch. The caller holds st.mu, and no committer is running.
-func (l *log) load() error {
-	db := l.st.db
-	last, lastValue, err := l.newest(db)
-	if err != nil {
-		return err
-	}
-	t, err := l.loadTrim(db, last)
-	if err != nil {
-		return err
-	}
-	ids := newDedup(l.cfg)
-	if err := ids.load(db, l.id, last, l.e.o.Now().UnixMilli()); err != nil {
-		return err
-	}
-	epochs, err := l.loadEpochs(db)
-	if err != nil {
-		return err
-	}
-	epochs = append(epochs, epoch{newEpoch(), last + 1})
-	if len(epochs) > maxEpochs {
-		epochs = epochs[len(epochs)-maxEpochs:]
-	}
-	if err := l.saveEpochs(epochs); err != nil {
-		return err
-	}
-	l.next, l.lastTime, l.cum, l.ids, l.trim = last+1, lastValue.time, lastValue.cum, ids, t
-
-	l.mu.Lock()
-	l.epochs, l.head, l.oldest = epochs, last, t.oldest
-	l.ring, l.bytes = nil, 0
-	l.announceLocked()
-	l.mu.Unlock()
-	return l.retain(l.e.o.Now())
-}
-
-// newest reads the last event of all. Deletion always leaves it, so that offsets go on rising.
-func (l *log) newest(db *pebble.DB) (uint64, value, error) {
-	p := prefix(kindLog, l.id)
-	it, err := db.NewIter(&pebble.IterOptions{LowerBound: p, UpperBound: after(p)})
-	if err != nil {
-		return 0, value{}, err
-	}
-	defer it.Close()
-	if !it.Last() {
-		return 0, value{}, it.Error()
-	}
-	raw, err := it.ValueAndErr()
-	if err != nil {
-		return 0, value{}, err
-	}
-	offset := keyOffset(it.Key())
-	v, err := getValue(raw)
-	if err != nil {
-		return 0, value{}, fmt.Errorf("newest event of %q (offset %d): %w", l.name, offset, err)
-	}
-	return offset, v, nil
-}
-
-func (l *log) loadEpochs(db *pebble.DB) ([]epoch, error) {
-	v, closer, err := db.Get(metaKey('e', l.id))
-	if errors.Is(err, pebble.ErrNotFound) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, err
-	}
-	defer closer.Close()
-	var list []epoch
-	for ; len(v) >= 16; v = v[16:] {
-		list = append(list, epoch{fmt.Sprintf("%016x", v[:8]), binary.BigEndian.Uint64(v[8:])})
-	}
-	return list, nil
-}
-
-func (l *log) saveEpochs(list []epoch) error {
-	var v []byte
-	for _, e := range list {
-		var id uint64
-		if _, err := fmt.Sscanf(e.id, "%x", &id); err != nil {
-			return err
-		}
-		v = binary.BigEndian.AppendUint64(binary.BigEndian.AppendUint64(v, id), e.first)
-	}
-	b := l.st.db.NewBatch()
-	defer b.Close()
-	if err := b.Set(metaKey('e', l.id), v, nil); err != nil {
-		return err
-	}
-	return l.st.apply(b, !l.st.memory)
 }
 
 // Namespace implements engine.Log.
@@ -190,7 +62,7 @@ func (l *log) State() engine.State {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return engine.State{
-		Epoch:      l.epochs[len(l.epochs)-1].id,
+		Epoch:      l.epochLocked(),
 		Oldest:     l.oldest,
 		Head:       l.head,
 		Durability: l.cfg.History.Durability(),
@@ -198,34 +70,23 @@ func (l *log) State() engine.State {
 	}
 }
 
+func (l *log) epochLocked() string { return l.epochs[len(l.epochs)-1].id }
+
 // Check implements engine.Log.
 func (l *log) Check(p engine.Position) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	last := len(l.epochs) - 1
-	changed := &engine.EpochChangedError{Epoch: l.epochs[last].id, Head: l.head}
-	if l.st == nil {
+	changed := &engine.EpochChangedError{Epoch: l.epochLocked(), Head: l.head}
+	if l.st == nil { // offsets mean nothing outside the process
 		changed.Head = 0
-		if (p.Epoch != "" && p.Epoch != l.epochs[last].id) || p.Offset != 0 {
+		if p.Offset != 0 || p.Epoch != "" && p.Epoch != changed.Epoch {
 			return changed
 		}
 		return nil
 	}
-	end := l.head
-	if p.Epoch != "" {
-		i := last
-		for i >= 0 && l.epochs[i].id != p.Epoch {
-			i--
-		}
-		switch {
-		case i < 0:
-			return changed
-		case i < last:
-			end = l.epochs[i+1].first - 1
-		}
-	}
+	end, ok := l.endOfLocked(p.Epoch)
 	switch {
-	case p.Offset > end:
+	case !ok || p.Offset > end:
 		return changed
 	case p.Offset+1 < l.oldest:
 		return &engine.PositionGoneError{Oldest: l.oldest, Newest: l.head}
@@ -233,8 +94,29 @@ func (l *log) Check(p engine.Position) error {
 	return nil
 }
 
+// endOfLocked is the last offset of an epoch; the empty one is the current one.
+func (l *log) endOfLocked(id string) (end uint64, ok bool) {
+	last := len(l.epochs) - 1
+	if id == "" || id == l.epochs[last].id {
+		return l.head, true
+	}
+	for i := last - 1; i >= 0; i-- {
+		if l.epochs[i].id == id {
+			return l.epochs[i+1].first - 1, true
+		}
+	}
+	return 0, false
+}
+
 // Append implements engine.Log.
 func (l *log) Append(ctx context.Context, entries []engine.Entry, mode engine.AppendMode) ([]engine.Result, error) {
+	if err := l.admit(ctx, entries); err != nil || len(entries) == 0 {
+		return nil, err
+	}
+	var failed <-chan struct{} // never, without a store
+	if l.st != nil {
+		failed = l.st.failed()
+	}
 	r := &request{entries: entries, mode: mode, done: make(chan struct{})}
 	select {
 	case l.queue <- r:
@@ -245,31 +127,74 @@ func (l *log) Append(ctx context.Context, entries []engine.Entry, mode engine.Ap
 	}
 	select {
 	case <-r.done:
+		return r.results, r.err
+	case <-failed:
+		return nil, l.failure()
 	case <-l.stopped:
-		select {
-		case <-r.done:
-		default:
-			return nil, engine.ErrClosed
-		}
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}
-	return r.results, r.err
+	select {
+	case <-r.done: // the committer's last
+		return r.results, r.err
+	default:
+		return nil, engine.ErrClosed
+	}
+}
+
+// admit refuses what cannot be stored now or ever, before it waits in line.
+func (l *log) admit(ctx context.Context, entries []engine.Entry) error {
+	switch {
+	case l.e.ctx.Err() != nil:
+		return engine.ErrClosed
+	case ctx.Err() != nil:
+		return ctx.Err()
+	case l.st != nil:
+		return l.writable()
+	}
+	for i := range entries {
+		if entries[i].Conditional {
+			return engine.ErrNoHistory
+		}
+	}
+	return nil
+}
+
+// writable is why nothing can be written now. A full disk is the better answer where both are true.
+func (l *log) writable() error {
+	failure := l.st.failure()
+	if failure == nil || l.st.memory {
+		return failure
+	}
+	if err := l.e.space.take(0); err != nil {
+		return err
+	}
+	return failure
+}
+
+// failure is what the caller of an append gets whose fate is unknown.
+func (l *log) failure() error {
+	if err := l.st.failure(); err != nil {
+		return err
+	}
+	return engine.ErrStorageFailed // the store is open again already
 }
 
 // run is the committer.
 func (l *log) run() {
 	defer close(l.stopped)
-	tick := time.NewTicker(l.tickEvery())
+	tick := time.NewTimer(jitter(l.tickEvery()))
 	defer tick.Stop()
 	for {
 		select {
 		case <-l.e.ctx.Done():
 			return
 		case <-tick.C:
-			l.idle()
+			l.tick()
+			tick.Reset(jitter(l.tickEvery()))
 		case r := <-l.queue:
 			l.commit(l.gather(r))
+			l.tidy()
 		}
 	}
 }
@@ -291,15 +216,19 @@ func (l *log) gather(first *request) []*request {
 	return round
 }
 
+// tickEvery is how often retention by age and forgotten ids are looked after while nothing is appended.
+func (l *log) tickEvery() time.Duration {
+	if l.cfg.MaxAge == 0 {
+		return time.Minute
+	}
+	return min(max(l.cfg.MaxAge/10, 50*time.Millisecond), time.Minute)
+}
+
+// jitter spreads timers of many namespaces: d, up to a tenth less.
+func jitter(d time.Duration) time.Duration { return d - rand.N(d/10+1) }
+
 // announceLocked wakes whoever waits for head or epochs.
 func (l *log) announceLocked() {
 	close(l.moved)
 	l.moved = make(chan struct{})
-	l.taken.Broadcast()
-}
-
-func (l *log) wake() {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.announceLocked()
 }

@@ -1,9 +1,7 @@
 package pebbleengine
 
 import (
-	"bytes"
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"unsafe"
@@ -24,33 +22,28 @@ const (
 
 // Read implements engine.Log. Iterators live for one page: a slow reader never pins memtables or files.
 func (l *log) Read(ctx context.Context, r engine.ReadRequest) (engine.Page, error) {
-	if l.e.ctx.Err() != nil {
-		return engine.Page{}, engine.ErrClosed
-	}
-	if err := ctx.Err(); err != nil {
+	db, s, err := l.view(ctx)
+	if err != nil {
 		return engine.Page{}, err
 	}
-	s := l.State()
 	if !s.History {
 		return engine.Page{Scanned: max(r.After, s.Head)}, nil
 	}
+	defer l.st.release()
 	if r.To == 0 || r.To > s.Head {
 		r.To = s.Head
 	}
 	if r.After+1 < s.Oldest {
 		return engine.Page{}, &engine.PositionGoneError{Oldest: s.Oldest, Newest: s.Head}
 	}
-	if r.After >= r.To {
-		return engine.Page{Scanned: r.After}, nil
-	}
-	l.st.mu.RLock()
-	defer l.st.mu.RUnlock()
 	p := newPage(r)
-	var err error
+	if r.After >= r.To {
+		return p.Page, nil
+	}
 	if n, ok := r.Pattern.Exact(); ok {
-		err = l.readTopic(p, n)
+		err = l.readTopic(db, p, n)
 	} else {
-		err = l.readRange(p)
+		err = l.readRange(db, p)
 	}
 	if err != nil {
 		return engine.Page{}, readError(err)
@@ -62,26 +55,41 @@ func (l *log) Read(ctx context.Context, r engine.ReadRequest) (engine.Page, erro
 	return p.Page, nil
 }
 
+// view gives access to the store, and the log's state as it is behind that access: reopening cannot come in between. The caller
+// must release the store, unless the log keeps no history.
+func (l *log) view(ctx context.Context) (*pebble.DB, engine.State, error) {
+	if l.e.ctx.Err() != nil {
+		return nil, engine.State{}, engine.ErrClosed
+	}
+	if err := ctx.Err(); err != nil {
+		return nil, engine.State{}, err
+	}
+	if l.st == nil {
+		return nil, l.State(), nil
+	}
+	db, err := l.st.acquire()
+	if err != nil {
+		return nil, engine.State{}, err
+	}
+	return db, l.State(), nil
+}
+
 // readError says what a failed read means to the caller.
 func readError(err error) error {
-	if err == nil {
-		return nil
-	}
-	if pebble.IsCorruptionError(err) || errors.Is(err, errChecksum) {
+	if err != nil && (pebble.IsCorruptionError(err) || errors.Is(err, errChecksum)) {
 		return fmt.Errorf("%w: %w", engine.ErrCorrupt, err)
-	}
-	if errors.Is(err, pebble.ErrClosed) {
-		return engine.ErrClosed
 	}
 	return err
 }
 
-// page is an engine.Page being filled. Events share one buffer.
+// page is an engine.Page being filled. Events share buffers.
 type page struct {
 	engine.Page
 	r     engine.ReadRequest
+	bytes int
 	buf   []byte
-	topic topic.Name // of the event before: topics repeat
+	topic topic.Name // of the event before
+	names map[string]topic.Name
 }
 
 func newPage(r engine.ReadRequest) *page {
@@ -97,7 +105,7 @@ func newPage(r engine.ReadRequest) *page {
 	return &page{Page: engine.Page{Scanned: r.After}, r: r}
 }
 
-// add appends a stored event; false if the page is full.
+// add deals with the next stored event; false if the page is full. raw may be nil: then the event is missing.
 func (p *page) add(offset uint64, raw []byte) bool {
 	v, err := getValue(raw)
 	var name []byte
@@ -106,28 +114,74 @@ func (p *page) add(offset uint64, raw []byte) bool {
 	}
 	if err != nil {
 		p.damaged(offset, offset)
+		p.Scanned = offset
 		return true
 	}
-	// Match does not keep the name, so it may alias the store's buffer.
-	if p.r.Pattern != everything && !p.r.Pattern.Match(topic.Stored(unsafe.String(unsafe.SliceData(name), len(name)))) {
-		return true
+	if p.matches(name) && !p.take(offset, v, name) {
+		return false
 	}
+	p.Scanned = offset
+	return true
+}
+
+// storedTopic is the topic in a stored event; nil if that is damaged.
+func storedTopic(raw []byte) []byte {
+	v, err := getValue(raw)
+	if err != nil {
+		return nil
+	}
+	name, err := wire.BodyTopic(v.body)
+	if err != nil {
+		return nil
+	}
+	return name
+}
+
+// matches does not keep the name, so the topic may alias the store's buffer.
+func (p *page) matches(name []byte) bool {
+	return p.r.Pattern == (topic.Pattern{}) || p.r.Pattern.Match(alias(name))
+}
+
+// alias is a topic that lives as long as the bytes of its name.
+func alias(name []byte) topic.Name {
+	return topic.Stored(unsafe.String(unsafe.SliceData(name), len(name)))
+}
+
+func (p *page) take(offset uint64, v value, name []byte) bool {
 	size := len(v.body) + wire.MaxTrailer
-	if len(p.Events) > 0 && (len(p.Events) >= p.r.MaxEvents || len(p.buf)+size > p.r.MaxBytes) {
+	if len(p.Events) > 0 && (len(p.Events) >= p.r.MaxEvents || p.bytes+size > p.r.MaxBytes) {
 		return false
 	}
 	if cap(p.buf)-len(p.buf) < size {
-		p.buf = make([]byte, 0, max(size, min(p.r.MaxBytes, max(4096, 2*cap(p.buf)))))
-	}
-	if p.topic.String() != string(name) {
-		p.topic = topic.Stored(string(name))
+		p.buf = make([]byte, 0, max(size, min(p.r.MaxBytes-p.bytes, max(8<<10, 4*cap(p.buf)))))
 	}
 	start := len(p.buf)
 	p.buf = wire.AppendOffset(wire.AppendTimestamp(append(p.buf, v.body...), v.time), offset)
+	p.bytes += len(p.buf) - start
+	if p.Events == nil {
+		p.Events = make([]engine.Event, 0, min(p.r.MaxEvents, 64))
+	}
 	p.Events = append(p.Events, engine.Event{
-		Offset: offset, Topic: p.topic, Timestamp: v.time, Wire: p.buf[start:len(p.buf):len(p.buf)],
+		Offset: offset, Topic: p.name(name), Timestamp: v.time, Wire: p.buf[start:len(p.buf):len(p.buf)],
 	})
 	return true
+}
+
+// name makes a topic that may be kept. A page has few topics and many events.
+func (p *page) name(name []byte) topic.Name {
+	if p.topic.String() == string(name) {
+		return p.topic
+	}
+	n, ok := p.names[string(name)]
+	if !ok {
+		if p.names == nil {
+			p.names = map[string]topic.Name{}
+		}
+		n = topic.Stored(string(name))
+		p.names[n.String()] = n
+	}
+	p.topic = n
+	return n
 }
 
 func (p *page) damaged(from, to uint64) {
@@ -138,49 +192,73 @@ func (p *page) damaged(from, to uint64) {
 	p.Damaged = append(p.Damaged, engine.Range{From: from, To: to})
 }
 
-// readRange reads the log itself. Offsets are dense, so a missing one is damage.
-func (l *log) readRange(p *page) error {
-	it, err := l.st.db.NewIter(&pebble.IterOptions{
-		LowerBound: offsetKey(kindLog, l.id, p.r.After+1),
-		UpperBound: offsetKey(kindLog, l.id, p.r.To+1),
+// readRange reads the log itself. Offsets are dense, so a missing one is damage. Where a whole block of the database is damaged,
+// it looks for the next event that can be read.
+func (l *log) readRange(db *pebble.DB, p *page) error {
+	for seen, skip := 0, uint64(0); ; {
+		from := p.Scanned + 1 + skip
+		if from > p.r.To {
+			p.damaged(p.Scanned+1, p.r.To)
+			p.Scanned = p.r.To
+			return nil
+		}
+		before := p.Scanned
+		full, err := l.scanLog(db, p, from, &seen)
+		switch {
+		case err == nil && !full && p.Scanned < p.r.To: // the last ones are missing
+			p.damaged(p.Scanned+1, p.r.To)
+			p.Scanned = p.r.To
+			return nil
+		case err == nil:
+			return nil
+		case !pebble.IsCorruptionError(err):
+			return err
+		case p.Scanned > before:
+			skip = 1
+		default:
+			skip = max(1, 2*skip)
+		}
+	}
+}
+
+// scanLog adds events from an offset on until the page is full, the range ends, or the database fails.
+func (l *log) scanLog(db *pebble.DB, p *page, from uint64, seen *int) (full bool, err error) {
+	it, err := db.NewIter(&pebble.IterOptions{
+		LowerBound: offsetKey(kindLog, l.id, from), UpperBound: offsetKey(kindLog, l.id, p.r.To+1),
 	})
 	if err != nil {
-		return err
+		return false, err
 	}
 	defer it.Close()
-	seen := 0
 	for ok := it.First(); ok; ok = it.Next() {
 		offset := keyOffset(it.Key())
 		raw, err := it.ValueAndErr()
 		if err != nil {
-			return err
+			return false, err
 		}
-		if seen == p.r.MaxScan || !p.add(offset, raw) {
-			return nil
+		if *seen == p.r.MaxScan {
+			return true, nil
 		}
-		seen++
+		*seen++
 		if offset > p.Scanned+1 {
 			p.damaged(p.Scanned+1, offset-1)
+			p.Scanned = offset - 1
 		}
-		p.Scanned = offset
+		if !p.add(offset, raw) {
+			return true, nil
+		}
 	}
-	if err := it.Error(); err != nil {
-		return err
-	}
-	p.Scanned = p.r.To
-	return nil
+	return false, it.Error()
 }
 
-// readTopic reads one topic through the index, bucket by bucket.
-func (l *log) readTopic(p *page, n topic.Name) error {
-	newest, err := getOffset(l.st.db, topicKey(l.id, n.String()))
+// readTopic reads one topic through the index. Its cost follows that topic's events and the number of buckets.
+func (l *log) readTopic(db *pebble.DB, p *page, n topic.Name) error {
+	newest, err := getOffset(db, topicKey(l.id, n.String()))
 	if err != nil {
 		return err
 	}
-	to := min(p.r.To, newest)
-	if to > p.r.After {
-		full, err := l.readIndex(p, n, to)
-		if err != nil || full {
+	if to := min(p.r.To, newest); to > p.r.After {
+		if full, err := l.readIndexed(db, p, n, to); err != nil || full {
 			return err
 		}
 	}
@@ -188,197 +266,100 @@ func (l *log) readTopic(p *page, n topic.Name) error {
 	return nil
 }
 
-func (l *log) readIndex(p *page, n topic.Name, to uint64) (full bool, err error) {
-	log, err := l.st.db.NewIter(&pebble.IterOptions{
+func (l *log) readIndexed(db *pebble.DB, p *page, n topic.Name, to uint64) (full bool, err error) {
+	events, err := db.NewIter(&pebble.IterOptions{
 		LowerBound: offsetKey(kindLog, l.id, p.r.After+1), UpperBound: offsetKey(kindLog, l.id, to+1),
 	})
 	if err != nil {
 		return false, err
 	}
-	defer log.Close()
-	err = l.eachOffset(n, p.r.After+1, to, func(offset uint64) (bool, error) {
-		if !log.SeekGE(offsetKey(kindLog, l.id, offset)) || keyOffset(log.Key()) != offset {
-			p.damaged(offset, offset)
-			p.Scanned = offset
-			return true, log.Error()
+	defer events.Close()
+	key := make([]byte, 0, logKeySize)
+	err = l.eachOffset(db, n, p.r.After+1, to, func(offset uint64) (bool, error) {
+		key = appendOffsetKey(key[:0], kindLog, l.id, offset)
+		if !events.SeekGE(key) && events.Error() != nil {
+			return false, events.Error()
 		}
-		raw, err := log.ValueAndErr()
-		if err != nil {
-			return false, err
+		var raw []byte
+		if events.Valid() && keyOffset(events.Key()) == offset {
+			var err error
+			if raw, err = events.ValueAndErr(); err != nil {
+				return false, err
+			}
 		}
-		if !p.add(offset, raw) {
-			full = true
-			return false, nil
-		}
-		p.Scanned = offset
-		return true, nil
+		full = !p.add(offset, raw)
+		return !full, nil
 	})
 	return full, err
 }
 
-// eachOffset calls f with the topic's offsets from..to, ascending, until f returns false.
-func (l *log) eachOffset(n topic.Name, from, to uint64, f func(uint64) (bool, error)) error {
-	p := prefix(kindIndex, l.id)
-	it, err := l.st.db.NewIter(&pebble.IterOptions{LowerBound: p, UpperBound: after(p)})
-	if err != nil {
-		return err
-	}
-	defer it.Close()
-	for b := bucket(from); b <= bucket(to); b++ {
-		key := indexKey(l.id, n, max(from, b<<bucketBits))
-		same := len(key) - 8
-		for ok := it.SeekGE(key); ok && len(it.Key()) == len(key) && bytes.Equal(it.Key()[:same], key[:same]); ok = it.Next() {
-			offset := keyOffset(it.Key())
-			if offset > to {
-				return nil
-			}
-			if more, err := f(offset); err != nil || !more {
-				return err
-			}
-		}
-		if err := it.Error(); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// eachOffsetDown is eachOffset, descending.
-func (l *log) eachOffsetDown(n topic.Name, from, to uint64, f func(uint64) bool) error {
-	p := prefix(kindIndex, l.id)
-	it, err := l.st.db.NewIter(&pebble.IterOptions{LowerBound: p, UpperBound: after(p)})
-	if err != nil {
-		return err
-	}
-	defer it.Close()
-	for b := bucket(to); ; b-- {
-		key := indexKey(l.id, n, min(to, (b+1)<<bucketBits-1))
-		same := len(key) - 8
-		for ok := it.SeekLT(after(key)); ok && len(it.Key()) == len(key) && bytes.Equal(it.Key()[:same], key[:same]); ok = it.Prev() {
-			if offset := keyOffset(it.Key()); offset < from || !f(offset) {
-				return nil
-			}
-		}
-		if err := it.Error(); err != nil {
-			return err
-		}
-		if b <= bucket(from) {
-			return nil
-		}
-	}
-}
-
 // ReadAt implements engine.Log.
 func (l *log) ReadAt(ctx context.Context, offsets []uint64, maxBytes int) (engine.Page, error) {
-	if l.e.ctx.Err() != nil {
-		return engine.Page{}, engine.ErrClosed
+	db, s, err := l.view(ctx)
+	if err != nil {
+		return engine.Page{}, err
 	}
-	s := l.State()
 	if !s.History {
 		return engine.Page{}, engine.ErrNoHistory
 	}
-	if len(offsets) == 0 {
-		return engine.Page{}, ctx.Err()
-	}
-	l.st.mu.RLock()
-	defer l.st.mu.RUnlock()
-	p := newPage(engine.ReadRequest{MaxBytes: maxBytes, MaxEvents: len(offsets)})
+	defer l.st.release()
+	p := newPage(engine.ReadRequest{MaxBytes: maxBytes, MaxEvents: max(1, len(offsets))})
 	for _, offset := range offsets {
 		if err := ctx.Err(); err != nil {
 			return engine.Page{}, err
 		}
-		raw, closer, err := l.st.db.Get(offsetKey(kindLog, l.id, offset))
-		switch {
-		case errors.Is(err, pebble.ErrNotFound) || err == nil && (offset < s.Oldest || offset > s.Head):
-			p.damaged(offset, offset)
-		case err != nil:
+		full, err := l.readOne(db, p, offset, offset >= s.Oldest && offset <= s.Head)
+		if err != nil {
 			return engine.Page{}, readError(err)
-		default:
-			if !p.add(offset, raw) {
-				return p.Page, closer.Close()
-			}
 		}
-		if closer != nil {
-			if err := closer.Close(); err != nil {
-				return engine.Page{}, err
-			}
+		if full {
+			break
 		}
-		p.Scanned = offset
 	}
 	return p.Page, nil
 }
 
-// BeforeTime implements engine.Log: a binary search, since timestamps never fall.
-func (l *log) BeforeTime(ctx context.Context, t int64) (uint64, error) {
-	s := l.State()
-	if !s.History {
-		return s.Head, nil
+func (l *log) readOne(db *pebble.DB, p *page, offset uint64, retained bool) (full bool, err error) {
+	raw, closer, err := db.Get(offsetKey(kindLog, l.id, offset))
+	if errors.Is(err, pebble.ErrNotFound) || err == nil && !retained || err != nil && pebble.IsCorruptionError(err) {
+		p.add(offset, nil)
+	} else if err != nil {
+		return false, err
+	} else {
+		full = !p.add(offset, raw)
 	}
-	l.st.mu.RLock()
-	defer l.st.mu.RUnlock()
-	low, high := s.Oldest, s.Head+1 // the answer + 1 lies in low..high
-	for low < high {
+	if closer != nil {
+		err = closer.Close()
+	} else {
+		err = nil
+	}
+	return full, err
+}
+
+// BeforeTime implements engine.Log: a search, since timestamps never fall.
+func (l *log) BeforeTime(ctx context.Context, t int64) (uint64, error) {
+	db, s, err := l.view(ctx)
+	if err != nil || !s.History {
+		return s.Head, err
+	}
+	defer l.st.release()
+	m := marks{l: l, db: db, head: s.Head}
+	for low, high := s.Oldest, s.Head+1; ; { // the answer + 1 lies in low..high
 		if err := ctx.Err(); err != nil {
 			return 0, err
 		}
-		mid := low + (high-low)/2
-		v, err := l.header(mid)
-		if err != nil {
+		if low == high {
+			return low - 1, nil
+		}
+		middle := low + (high-low)/2
+		k, err := m.find(middle)
+		switch {
+		case err != nil:
 			return 0, readError(err)
-		}
-		if v.time < t {
-			low = mid + 1
-		} else {
-			high = mid
-		}
-	}
-	return low - 1, nil
-}
-
-// header reads size and time of an event without trusting its body.
-func (l *log) header(offset uint64) (value, error) {
-	raw, closer, err := l.st.db.Get(offsetKey(kindLog, l.id, offset))
-	if err != nil {
-		return value{}, err
-	}
-	defer closer.Close()
-	if len(raw) < valueHeader {
-		return value{}, errChecksum
-	}
-	return value{cum: binary.BigEndian.Uint64(raw[4:]), time: int64(binary.BigEndian.Uint64(raw[12:]))}, nil
-}
-
-// getOffset reads a key that holds an offset; 0 if there is none.
-func getOffset(db *pebble.DB, key []byte) (uint64, error) {
-	v, closer, err := db.Get(key)
-	if errors.Is(err, pebble.ErrNotFound) {
-		return 0, nil
-	}
-	if err != nil {
-		return 0, err
-	}
-	defer closer.Close()
-	if len(v) != 8 {
-		return 0, errChecksum
-	}
-	return binary.BigEndian.Uint64(v), nil
-}
-
-// scan calls f with every key from lower to below upper.
-func scan(db *pebble.DB, lower, upper []byte, f func(k, v []byte) error) error {
-	it, err := db.NewIter(&pebble.IterOptions{LowerBound: lower, UpperBound: upper})
-	if err != nil {
-		return err
-	}
-	defer it.Close()
-	for ok := it.First(); ok; ok = it.Next() {
-		v, err := it.ValueAndErr()
-		if err != nil {
-			return err
-		}
-		if err := f(it.Key(), v); err != nil {
-			return err
+		case k.time < t:
+			low = middle + 1
+		default:
+			high = middle
 		}
 	}
-	return it.Error()
 }

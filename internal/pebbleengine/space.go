@@ -1,11 +1,11 @@
 package pebbleengine
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
 	"sync"
-	"syscall"
 	"time"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
@@ -13,57 +13,73 @@ import (
 	"github.com/runnelhq/runnel/internal/engine"
 )
 
-// space keeps Pebble from ever meeting a full disk: appends are refused below a reserve, which leaves room for flushes of
-// what was accepted, and a ballast file is given up if something else fills the disk all the same. Sizes follow the file system:
-// a 64 MiB tmpfs gets a table of 4 MiB, a large disk one of 64 MiB.
+// space keeps Pebble from ever meeting a full disk: appends are refused below a reserve, which leaves room for flushes and
+// compactions of what was accepted, and a ballast file is given up if something else fills the disk all the same. Sizes follow
+// the file system: on 64 MiB a memtable takes 1 MiB and the reserve 16; from 4 GiB on it is 64 and 256.
 type space struct {
+	// Fixed after newSpace.
 	fs      vfs.FS
 	dir     string
-	table   uint64 // size of a memtable
+	logger  *slog.Logger
+	table   uint64 // bytes of a memtable
 	reserve uint64 // free bytes below which appends are refused
 	ballast uint64
 
 	mu      sync.Mutex
-	checked time.Time
-	written uint64 // since checked
+	checked time.Time // when free was read
 	free    uint64
+	written uint64 // since checked
 }
 
-// spaceAge is how old a reading of the free space may be.
-const spaceAge = 100 * time.Millisecond
+const (
+	// spaceAge is how old a reading of the free space may be.
+	spaceAge = 100 * time.Millisecond
+	// ballastEvery is how often it is checked that the ballast is there.
+	ballastEvery = 5 * time.Second
+)
 
-func newSpace(fs vfs.FS, dir string) *space {
-	s := &space{fs: fs, dir: dir, table: 64 << 20}
+func newSpace(fs vfs.FS, dir string, logger *slog.Logger) *space {
+	s := &space{fs: fs, dir: dir, logger: logger, table: 64 << 20, reserve: 256 << 20}
 	if u, err := fs.GetDiskUsage(dir); err == nil && u.TotalBytes > 0 {
-		s.table = min(max(u.TotalBytes/64, 4<<20), 64<<20)
+		s.table = min(max(u.TotalBytes/64, 1<<20), s.table)
+		s.reserve = min(max(u.TotalBytes/4, 3*s.table), s.reserve)
 	}
-	s.reserve = 3 * s.table
-	s.ballast = s.table / 4
+	s.ballast = s.reserve / 8
 	return s
 }
 
-// check is ErrStorageFull if appends must be refused.
-func (s *space) check() error { return s.take(0) }
-
-// take is check before n bytes are written.
+// take accounts for n bytes that are about to be written; ErrStorageFull if there is no room for them.
 func (s *space) take(n uint64) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if now := time.Now(); now.Sub(s.checked) > spaceAge {
+	if !s.fresh() {
 		u, err := s.fs.GetDiskUsage(s.dir)
 		if errors.Is(err, vfs.ErrUnsupported) { // in-memory file systems
 			return nil
 		}
 		if err != nil {
-			return fmt.Errorf("%w: cannot read the free space: %w", engine.ErrStorageFull, err)
+			return fmt.Errorf("%w: cannot read the free space of %q: %w", engine.ErrStorageFull, s.dir, err)
 		}
-		s.free, s.checked, s.written = u.AvailBytes, now, 0
+		s.read(u.AvailBytes)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.free < s.reserve+s.written+n {
+		return fmt.Errorf("%w: %d MiB are free and %d MiB are kept in reserve; free some space or shorten retention",
+			engine.ErrStorageFull, s.free>>20, s.reserve>>20)
 	}
 	s.written += n
-	if s.free < s.reserve+s.written {
-		return fmt.Errorf("%w: %d MiB are free and %d MiB are kept in reserve", engine.ErrStorageFull, s.free>>20, s.reserve>>20)
-	}
 	return nil
+}
+
+func (s *space) fresh() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return time.Since(s.checked) < spaceAge
+}
+
+func (s *space) read(free uint64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.free, s.checked, s.written = free, time.Now(), 0
 }
 
 func (s *space) ballastPath() string { return s.fs.PathJoin(s.dir, "ballast") }
@@ -77,7 +93,7 @@ func (s *space) dropBallast() {
 }
 
 // keepBallast writes the ballast if it is missing and there is room for it.
-func (s *space) keepBallast(logger *slog.Logger) {
+func (s *space) keepBallast() {
 	if _, err := s.fs.Stat(s.ballastPath()); err == nil {
 		return
 	}
@@ -85,7 +101,7 @@ func (s *space) keepBallast(logger *slog.Logger) {
 		return
 	}
 	if err := s.writeBallast(); err != nil {
-		logger.Warn("cannot write the ballast file", "err", err)
+		s.logger.Warn("cannot write the ballast file", "err", err)
 		s.fs.Remove(s.ballastPath()) // half a ballast is none
 	}
 }
@@ -95,32 +111,23 @@ func (s *space) writeBallast() error {
 	if err != nil {
 		return err
 	}
-	chunk := make([]byte, 1<<20)
-	for left := s.ballast; left > 0; {
-		n, err := f.Write(chunk[:min(left, uint64(len(chunk)))])
-		if err != nil {
-			return errors.Join(err, f.Close())
-		}
-		left -= uint64(n)
+	if err := f.Preallocate(0, int64(s.ballast)); err != nil {
+		return errors.Join(err, f.Close())
 	}
 	return errors.Join(f.Sync(), f.Close())
 }
 
-// watchSpace writes the ballast anew when space has returned.
-func (e *Engine) watchSpace() {
-	tick := time.NewTicker(5 * time.Second)
+// watch writes the ballast anew when space has returned, until ctx ends.
+func (s *space) watch(ctx context.Context) {
+	tick := time.NewTimer(jitter(ballastEvery))
 	defer tick.Stop()
 	for {
 		select {
-		case <-e.ctx.Done():
+		case <-ctx.Done():
 			return
 		case <-tick.C:
-			e.space.keepBallast(e.o.Logger)
+			s.keepBallast()
+			tick.Reset(jitter(ballastEvery))
 		}
 	}
-}
-
-// isLocked tells a directory that another process holds from one that cannot be used: fcntl answers EAGAIN.
-func isLocked(err error) bool {
-	return errors.Is(err, syscall.EAGAIN) || err.Error() == "lock held by current process"
 }

@@ -1,10 +1,11 @@
 package pebbleengine
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
+	"fmt"
 	"slices"
-	"unsafe"
 
 	"github.com/cockroachdb/pebble/v2"
 
@@ -14,52 +15,44 @@ import (
 
 // eachTopic calls f with the topics that match p and may have retained events, and their newest offset, in byte order behind
 // the name from, until f returns false. The name aliases the store's buffer.
-func (l *log) eachTopic(ctx context.Context, p topic.Pattern, from string, f func(n topic.Name, newest uint64) (bool, error)) error {
+func (l *log) eachTopic(ctx context.Context, db *pebble.DB, p topic.Pattern, from string, f func(n topic.Name, newest uint64) (bool, error)) error {
 	lower := topicKey(l.id, p.Prefix())
 	upper := after(lower)
-	if from != "" {
-		if behind := append(topicKey(l.id, from), 0); slices.Compare(behind, lower) > 0 {
-			lower = behind
-		}
+	if behind := append(topicKey(l.id, from), 0); from != "" && bytes.Compare(behind, lower) > 0 {
+		lower = behind
 	}
-	it, err := l.st.db.NewIter(&pebble.IterOptions{LowerBound: lower, UpperBound: upper})
-	if err != nil {
-		return err
+	if bytes.Compare(lower, upper) >= 0 {
+		return nil
 	}
-	defer it.Close()
-	for ok := it.First(); ok; ok = it.Next() {
+	return scan(db, lower, upper, func(k, v []byte) error {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		name := it.Key()[1+4:]
-		n := topic.Stored(unsafe.String(unsafe.SliceData(name), len(name)))
-		if !p.Match(n) {
-			continue
-		}
-		v, err := it.ValueAndErr()
-		if err != nil {
-			return err
+		n := alias(k[1+4:])
+		if p != (topic.Pattern{}) && !p.Match(n) {
+			return nil
 		}
 		if len(v) != 8 {
-			return errChecksum
+			return fmt.Errorf("%w: newest offset of a topic", errChecksum)
 		}
-		if more, err := f(n, binary.BigEndian.Uint64(v)); err != nil || !more {
-			return err
+		more, err := f(n, binary.BigEndian.Uint64(v))
+		if err == nil && !more {
+			return errStop
 		}
-	}
-	return it.Error()
+		return err
+	})
 }
 
-// newestAtOrBelow is the topic's newest offset in from..to, given the newest of all; 0 if there is none.
-func (l *log) newestAtOrBelow(n topic.Name, newest, from, to uint64) (uint64, error) {
-	if newest <= to {
-		if newest < from {
-			return 0, nil
-		}
+// newestIn is the topic's newest offset in from..to, given the newest of all; 0 if there is none.
+func (l *log) newestIn(db *pebble.DB, n topic.Name, newest, from, to uint64) (uint64, error) {
+	switch {
+	case newest < from || to < from:
+		return 0, nil
+	case newest <= to:
 		return newest, nil
 	}
 	var found uint64
-	err := l.eachOffsetDown(n, from, to, func(offset uint64) bool {
+	err := l.eachOffsetDown(db, n, from, to, func(offset uint64) bool {
 		found = offset
 		return false
 	})
@@ -68,18 +61,17 @@ func (l *log) newestAtOrBelow(n topic.Name, newest, from, to uint64) (uint64, er
 
 // LastOffsets implements engine.Log.
 func (l *log) LastOffsets(ctx context.Context, p topic.Pattern, upTo uint64, limit int) ([]uint64, error) {
-	s := l.State()
-	if !s.History {
-		return nil, nil
+	db, s, err := l.view(ctx)
+	if err != nil || !s.History {
+		return nil, err
 	}
-	l.st.mu.RLock()
-	defer l.st.mu.RUnlock()
+	defer l.st.release()
 	upTo = min(upTo, s.Head)
 	var list []uint64
-	err := l.eachTopic(ctx, p, "", func(n topic.Name, newest uint64) (bool, error) {
-		offset, err := l.newestAtOrBelow(n, newest, s.Oldest, upTo)
+	err = l.eachTopic(ctx, db, p, "", func(n topic.Name, newest uint64) (bool, error) {
+		offset, err := l.newestIn(db, n, newest, s.Oldest, upTo)
 		if err != nil || offset == 0 {
-			return err == nil, err
+			return true, err
 		}
 		if len(list) == limit {
 			return false, &engine.TooManyTopicsError{Limit: limit}
@@ -87,125 +79,125 @@ func (l *log) LastOffsets(ctx context.Context, p topic.Pattern, upTo uint64, lim
 		list = append(list, offset)
 		return true, nil
 	})
-	if err != nil {
+	if err := stopped(err); err != nil {
 		return nil, readError(err)
 	}
 	slices.Sort(list)
 	return list, nil
 }
 
-// AfterLast implements engine.Log.
+// AfterLast implements engine.Log. For a wildcard it walks the log backwards.
 func (l *log) AfterLast(ctx context.Context, p topic.Pattern, n int, upTo uint64) (uint64, error) {
-	s := l.State()
-	if !s.History {
-		return s.Head, nil
+	db, s, err := l.view(ctx)
+	if err != nil || !s.History {
+		return s.Head, err
 	}
+	defer l.st.release()
 	upTo = min(upTo, s.Head)
 	if n <= 0 || upTo < s.Oldest {
 		return upTo, nil
 	}
-	l.st.mu.RLock()
-	defer l.st.mu.RUnlock()
 	answer := s.Oldest - 1
-	count := func(offset uint64) bool {
+	more := func(offset uint64) bool {
 		if n--; n == 0 {
 			answer = offset - 1
 		}
 		return n > 0
 	}
 	if name, ok := p.Exact(); ok {
-		err := l.eachOffsetDown(name, s.Oldest, upTo, count)
-		return answer, readError(err)
+		err = l.eachOffsetDown(db, name, s.Oldest, upTo, more)
+	} else {
+		err = l.eachMatchDown(ctx, db, p, s.Oldest, upTo, more)
 	}
-	it, err := l.st.db.NewIter(&pebble.IterOptions{
-		LowerBound: offsetKey(kindLog, l.id, s.Oldest), UpperBound: offsetKey(kindLog, l.id, upTo+1),
-	})
+	return answer, readError(err)
+}
+
+// eachMatchDown calls f with the offsets in from..to of events that match p, descending, until f returns false.
+func (l *log) eachMatchDown(ctx context.Context, db *pebble.DB, p topic.Pattern, from, to uint64, f func(uint64) bool) error {
+	it, err := db.NewIter(&pebble.IterOptions{LowerBound: offsetKey(kindLog, l.id, from), UpperBound: offsetKey(kindLog, l.id, to+1)})
 	if err != nil {
-		return 0, readError(err)
+		return err
 	}
 	defer it.Close()
-	one := newPage(engine.ReadRequest{Pattern: p})
+	filter := newPage(engine.ReadRequest{Pattern: p})
 	for ok := it.Last(); ok; ok = it.Prev() {
 		if err := ctx.Err(); err != nil {
-			return 0, err
+			return err
 		}
 		raw, err := it.ValueAndErr()
 		if err != nil {
-			return 0, readError(err)
+			return err
 		}
-		one.Events, one.buf = one.Events[:0], one.buf[:0]
-		if one.add(keyOffset(it.Key()), raw); len(one.Events) == 1 && !count(one.Events[0].Offset) {
-			break
+		if name := storedTopic(raw); name != nil && filter.matches(name) && !f(keyOffset(it.Key())) {
+			return nil
 		}
 	}
-	return answer, readError(it.Error())
+	return it.Error()
 }
 
 // Topic implements engine.Log.
 func (l *log) Topic(ctx context.Context, n topic.Name) (engine.TopicState, bool, error) {
-	s := l.State()
-	if !s.History {
-		return engine.TopicState{}, false, ctx.Err()
+	db, s, err := l.view(ctx)
+	if err != nil || !s.History {
+		return engine.TopicState{}, false, err
 	}
-	l.st.mu.RLock()
-	defer l.st.mu.RUnlock()
-	newest, err := getOffset(l.st.db, topicKey(l.id, n.String()))
+	defer l.st.release()
+	newest, err := getOffset(db, topicKey(l.id, n.String()))
 	if err != nil {
 		return engine.TopicState{}, false, readError(err)
 	}
-	t, ok, err := l.describe(n, newest, s)
+	t, ok, err := l.describe(db, n, newest, s)
 	return t, ok, readError(err)
 }
 
-// describe fills a TopicState, given the newest offset the topic table knows.
-func (l *log) describe(n topic.Name, newest uint64, s engine.State) (engine.TopicState, bool, error) {
-	t := engine.TopicState{Topic: n}
-	var err error
-	if t.Newest, err = l.newestAtOrBelow(n, newest, s.Oldest, s.Head); err != nil || t.Newest == 0 {
+// Topics implements engine.Log.
+func (l *log) Topics(ctx context.Context, p topic.Pattern, from string, limit int) (list []engine.TopicState, more bool, err error) {
+	db, s, err := l.view(ctx)
+	if err != nil || !s.History {
+		return nil, false, err
+	}
+	defer l.st.release()
+	err = l.eachTopic(ctx, db, p, from, func(n topic.Name, newest uint64) (bool, error) {
+		if newest < s.Oldest {
+			return true, nil
+		}
+		t, ok, err := l.describe(db, topic.Stored(string([]byte(n.String()))), newest, s)
+		if err != nil || !ok {
+			return true, err
+		}
+		if more = len(list) == limit; more {
+			return false, nil
+		}
+		list = append(list, t)
+		return true, nil
+	})
+	return list, more, readError(stopped(err))
+}
+
+// describe fills a TopicState, given the newest offset the topic table knows. If the newest event is damaged, Last has no
+// bytes.
+func (l *log) describe(db *pebble.DB, n topic.Name, newest uint64, s engine.State) (t engine.TopicState, ok bool, err error) {
+	t.Topic = n
+	if t.Newest, err = l.newestIn(db, n, newest, s.Oldest, s.Head); err != nil || t.Newest == 0 {
 		return t, false, err
 	}
-	err = l.eachOffset(n, s.Oldest, t.Newest, func(offset uint64) (bool, error) {
+	err = l.eachOffset(db, n, s.Oldest, t.Newest, func(offset uint64) (bool, error) {
 		t.Oldest = offset
 		return false, nil
 	})
 	if err != nil {
 		return t, false, err
 	}
-	raw, closer, err := l.st.db.Get(offsetKey(kindLog, l.id, t.Newest))
-	if err != nil {
+	p := newPage(engine.ReadRequest{})
+	if _, err := l.readOne(db, p, t.Newest, true); err != nil {
 		return t, false, err
 	}
-	defer closer.Close()
-	p := newPage(engine.ReadRequest{})
-	p.add(t.Newest, raw)
-	if len(p.Events) == 0 {
-		return t, false, errChecksum
+	if t.Newest < l.State().Oldest { // trimmed meanwhile
+		return t, false, nil
 	}
-	t.Last = p.Events[0]
+	t.Last = engine.Event{Offset: t.Newest, Topic: n}
+	if len(p.Events) == 1 {
+		t.Last = p.Events[0]
+	}
 	return t, true, nil
-}
-
-// Topics implements engine.Log.
-func (l *log) Topics(ctx context.Context, p topic.Pattern, from string, limit int) (list []engine.TopicState, more bool, err error) {
-	s := l.State()
-	if !s.History {
-		return nil, false, ctx.Err()
-	}
-	l.st.mu.RLock()
-	defer l.st.mu.RUnlock()
-	err = l.eachTopic(ctx, p, from, func(n topic.Name, newest uint64) (bool, error) {
-		if newest < s.Oldest {
-			return true, nil
-		}
-		if len(list) == limit {
-			more = true
-			return false, nil
-		}
-		t, ok, err := l.describe(topic.Stored(string([]byte(n.String()))), newest, s)
-		if ok {
-			list = append(list, t)
-		}
-		return err == nil, err
-	})
-	return list, more, readError(err)
 }
