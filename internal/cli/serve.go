@@ -1,80 +1,37 @@
 package cli
 
 import (
+	"cmp"
 	"fmt"
-	"io"
-	"log/slog"
 	"os"
 	"runtime"
 	"runtime/debug"
-	"strings"
 
 	"github.com/spf13/cobra"
-	"github.com/spf13/pflag"
 
 	"github.com/runnelhq/runnel/internal/config"
 	"github.com/runnelhq/runnel/server"
 )
 
-// settings are the flags that are configuration.
-type settings struct{ path string }
-
-func (s *settings) register(f *pflag.FlagSet) {
-	f.StringVar(&s.path, "config", "", "configuration file (see runnel config init)")
-	f.String("listen", "", "gRPC address (default 127.0.0.1:50051)")
-	f.String("admin", "", "address of metrics and health checks, or off (default 127.0.0.1:9464)")
-	f.String("data", "", "data directory (default data)")
-	f.Bool("insecure", false, "allow addresses other than loopback, without TLS and authentication")
-	f.Bool("dev", false, "namespaces appear on first use")
-	f.String("log-level", "", "debug, info, warn or error (default info)")
-	f.String("log-format", "", "text or json (default text)")
-}
-
-// load reads file and environment, and puts the flags over them.
-func (s *settings) load(f *pflag.FlagSet) (config.File, []string) {
-	var flags []config.Flag
-	for _, name := range []string{"listen", "admin", "data", "insecure", "dev", "log-level", "log-format"} {
-		if f.Changed(name) {
-			flags = append(flags, config.Flag{Name: "--" + name, Key: strings.ReplaceAll(name, "-", "_"), Value: f.Lookup(name).Value.String()})
-		}
-	}
-	return config.Load(s.path, os.Environ(), flags...)
-}
-
-func logger(w io.Writer, f config.File) *slog.Logger {
-	var level slog.Level
-	if f.LogLevel != "" {
-		_ = level.UnmarshalText([]byte(f.LogLevel)) // was checked
-	}
-	o := &slog.HandlerOptions{Level: level}
-	if f.LogFormat == "json" {
-		return slog.New(slog.NewJSONHandler(w, o))
-	}
-	return slog.New(slog.NewTextHandler(w, o))
-}
-
 func (a *app) serve() *cobra.Command {
-	var s settings
+	var path string
 	c := &cobra.Command{
 		Use:     "serve",
 		Short:   "Run the server",
 		Example: "  runnel serve --dev\n  runnel serve --config runnel.yaml",
 		Args:    args(0, 0, "no arguments"),
 	}
-	s.register(c.Flags())
+	configFlags(c, &path)
 	c.RunE = func(c *cobra.Command, _ []string) error {
-		file, mistakes := s.load(c.Flags())
-		if len(mistakes) == 1 {
-			return usagef("%s", mistakes[0])
+		conf, problems := config.Load(path, c.Flags(), os.Environ())
+		switch n := len(problems); {
+		case n == 1:
+			return usageError{problems[0]}
+		case n > 1:
+			return usagef("%w (and %d more; \"runnel config check\" explains all)", problems[0], n-1)
 		}
-		if len(mistakes) > 1 {
-			return usagef("%s (and %d more mistakes; see runnel config check)", mistakes[0], len(mistakes)-1)
-		}
-		cfg := file.Server()
-		cfg.Logger = logger(a.err, file)
-		if _, err := cfg.Check(); err != nil {
-			return usageError{err}
-		}
+		cfg := conf.Server
+		cfg.Logger = conf.Logger(a.err)
 		one, err := server.New(cfg)
 		if err != nil {
 			return err
@@ -89,6 +46,12 @@ func (a *app) serve() *cobra.Command {
 		return one.Run(c.Context())
 	}
 	return c
+}
+
+// configFlags adds the flags that are configuration, and --config.
+func configFlags(c *cobra.Command, path *string) {
+	c.Flags().StringVar(path, "config", "", "configuration file (default "+config.DefaultFile+" if it exists; see runnel config init)")
+	config.AddFlags(c.Flags())
 }
 
 func (a *app) config() *cobra.Command {
@@ -106,12 +69,12 @@ func (a *app) config() *cobra.Command {
 		Short: "Write a configuration with every key explained (default runnel.yaml, - for stdout)",
 		Args:  args(0, 1, "at most one file"),
 		RunE: func(_ *cobra.Command, args []string) error {
-			path := "runnel.yaml"
+			path := config.DefaultFile
 			if len(args) == 1 {
 				path = args[0]
 			}
 			if path == "-" {
-				_, err := a.out.Write(config.Template)
+				_, err := a.out.Write(config.Template())
 				return err
 			}
 			flags := os.O_CREATE | os.O_WRONLY | os.O_EXCL
@@ -125,7 +88,7 @@ func (a *app) config() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if _, err := f.Write(config.Template); err != nil {
+			if _, err := f.Write(config.Template()); err != nil {
 				f.Close()
 				return err
 			}
@@ -134,44 +97,44 @@ func (a *app) config() *cobra.Command {
 		},
 	}
 	init.Flags().BoolVar(&force, "force", false, "write over an existing file")
-	var s, shown settings
+	var checked, shown string
 	check := &cobra.Command{
 		Use: "check [FILE]", Short: "Explain every mistake of a configuration, with its line", Args: args(0, 1, "at most one file"),
 		RunE: func(c *cobra.Command, args []string) error {
-			if s.path == "" {
-				s.path = "runnel.yaml"
+			path := cmp.Or(append(args, checked)[0], config.DefaultFile)
+			if _, err := a.load(c, path); err != nil {
+				return err
 			}
-			if len(args) == 1 {
-				s.path = args[0]
-			}
-			_, mistakes := s.load(c.Flags())
-			for _, m := range mistakes {
-				fmt.Fprintf(a.err, "runnel: %s\n", m)
-			}
-			if len(mistakes) > 0 {
-				return errQuiet
-			}
-			fmt.Fprintf(a.out, "%s is correct\n", s.path)
+			fmt.Fprintf(a.out, "%s is correct\n", path)
 			return nil
 		},
 	}
-	s.register(check.Flags())
+	configFlags(check, &checked)
 	show := &cobra.Command{
-		Use: "show", Short: "Print what a server would use: file, environment and flags together", Args: args(0, 0, "no arguments"),
+		Use: "show", Short: "Print what a server would use, and where each value comes from", Args: args(0, 0, "no arguments"),
 		RunE: func(c *cobra.Command, _ []string) error {
-			file, mistakes := shown.load(c.Flags())
-			for _, m := range mistakes {
-				fmt.Fprintf(a.err, "runnel: %s\n", m)
+			conf, err := a.load(c, shown)
+			if err != nil {
+				return err
 			}
-			if len(mistakes) > 0 {
-				return errQuiet
-			}
-			return config.Show(a.out, file)
+			return conf.Show(a.out)
 		},
 	}
-	shown.register(show.Flags())
+	configFlags(show, &shown)
 	c.AddCommand(init, check, show)
 	return c
+}
+
+// load loads a configuration, and explains every problem.
+func (a *app) load(c *cobra.Command, path string) (*config.Config, error) {
+	conf, problems := config.Load(path, c.Flags(), os.Environ())
+	for _, p := range problems {
+		fmt.Fprintf(a.err, "runnel: %v\n", p)
+	}
+	if problems != nil {
+		return nil, errQuiet
+	}
+	return conf, nil
 }
 
 func (a *app) version() *cobra.Command {

@@ -1,315 +1,178 @@
-// Package config reads a server's configuration: runnel.yaml, then the environment, then flags, each over the one before. Every
-// mistake is found, with its line or variable. Nothing here runs concurrently.
+// Package config turns runnel.yaml, the environment and flags into a checked configuration of the server. What comes later
+// wins: defaults, file, environment, flags.
+//
+// Every setting has one key, written with dots: limits.max_payload_bytes. In the file the dots are nesting; the environment
+// variable is RUNNEL_LIMITS_MAX_PAYLOAD_BYTES; settings without a dot are also flags, as --log-level is log_level. A setting of
+// a namespace is namespaces.quotes.max_age and RUNNEL_NAMESPACES_QUOTES_MAX_AGE, where the name is read in lower case.
+//
+// All mistakes of all sources are found, not only the first, and each says where it is. Loading touches nothing but the file;
+// results may be read by any goroutine.
 package config
 
 import (
-	"bytes"
-	_ "embed"
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
+	"log/slog"
 	"os"
-	"reflect"
-	"regexp"
 	"slices"
-	"strconv"
 	"strings"
-	"time"
 
-	"go.yaml.in/yaml/v3"
+	"github.com/spf13/pflag"
 
+	"github.com/runnelhq/runnel/internal/topic"
 	"github.com/runnelhq/runnel/server"
 )
 
-// Template is a configuration with every key, explained.
-//
-//go:embed runnel.yaml
-var Template []byte
+// DefaultFile is read, if it exists, where no file is named.
+const DefaultFile = "runnel.yaml"
 
-// File is the shape of runnel.yaml. Unset keys keep the server's defaults.
-type File struct {
-	Listen       string               `yaml:"listen,omitempty"`
-	Admin        string               `yaml:"admin,omitempty"`
-	Data         string               `yaml:"data,omitempty"`
-	Insecure     bool                 `yaml:"insecure,omitempty"`
-	Dev          bool                 `yaml:"dev,omitempty"`
-	LogLevel     Level                `yaml:"log_level,omitempty"`
-	LogFormat    Format               `yaml:"log_format,omitempty"`
-	DrainTimeout Duration             `yaml:"drain_timeout,omitempty"`
-	SendTimeout  Duration             `yaml:"send_timeout,omitempty"`
-	Limits       Limits               `yaml:"limits,omitempty"`
-	Defaults     Namespace            `yaml:"defaults,omitempty"`
-	Namespaces   map[string]Namespace `yaml:"namespaces,omitempty"`
+// Config is a whole configuration.
+type Config struct {
+	Server    server.Config // complete and checked; Logger is left to the caller
+	LogLevel  slog.Level
+	LogFormat string // text or json
+
+	sources map[string]string // by key: where the value comes from, if it is not the default
 }
 
-// Limits bound what clients may do.
-type Limits struct {
-	MaxPayloadBytes         Size `yaml:"max_payload_bytes,omitempty"`
-	MaxHeadersBytes         Size `yaml:"max_headers_bytes,omitempty"`
-	MaxSubscriptions        int  `yaml:"max_subscriptions,omitempty"`
-	MaxStreamsPerConnection int  `yaml:"max_streams_per_connection,omitempty"`
-	MaxNamespaces           int  `yaml:"max_namespaces,omitempty"`
-}
-
-// Namespace is one namespace's settings.
-type Namespace struct {
-	History     History  `yaml:"history,omitempty"`
-	MaxEvents   uint64   `yaml:"max_events,omitempty"`
-	MaxBytes    Size     `yaml:"max_bytes,omitempty"`
-	MaxAge      Duration `yaml:"max_age,omitempty"`
-	DedupWindow Duration `yaml:"dedup_window,omitempty"`
-	DedupIDs    int      `yaml:"dedup_ids,omitempty"`
-	Overflow    Policy   `yaml:"overflow,omitempty"`
-	Policies    []Policy `yaml:"policies,omitempty"`
-	MaxLag      uint64   `yaml:"max_lag,omitempty"`
-}
-
-// Size is a number of bytes, with an optional unit: 64KiB, 1MiB, 2GiB.
-type Size int64
-
-// Duration is a length of time: 500ms, 30s, 2h, 7d.
-type Duration time.Duration
-
-// History, Policy, Level and Format are words of a fixed set.
-type (
-	History string
-	Policy  string
-	Level   string
-	Format  string
-)
-
-func mistake(n *yaml.Node, format string, args ...any) error {
-	return &yaml.TypeError{Errors: []string{fmt.Sprintf("line %d: ", n.Line) + fmt.Sprintf(format, args...)}}
-}
-
-func word[T ~string](to *T, n *yaml.Node, allowed ...string) error {
-	if !slices.Contains(allowed, n.Value) {
-		return mistake(n, "%q is not one of %s", n.Value, strings.Join(allowed, ", "))
+// Logger returns a logger that writes to w as configured.
+func (c *Config) Logger(w io.Writer) *slog.Logger {
+	o := &slog.HandlerOptions{Level: c.LogLevel}
+	if c.LogFormat == "json" {
+		return slog.New(slog.NewJSONHandler(w, o))
 	}
-	*to = T(n.Value)
-	return nil
+	return slog.New(slog.NewTextHandler(w, o))
 }
 
-// UnmarshalYAML implements yaml.Unmarshaler.
-func (h *History) UnmarshalYAML(n *yaml.Node) error {
-	return word(h, n, "disk", "os", "memory", "none")
+// Problem is one mistake in a configuration.
+type Problem struct {
+	Source string // FILE:LINE, FILE, a variable or a flag; empty if it is in no single place
+	Text   string // one plain line
 }
 
-// UnmarshalYAML implements yaml.Unmarshaler.
-func (p *Policy) UnmarshalYAML(n *yaml.Node) error {
-	return word(p, n, "catch-up", "drop-oldest", "disconnect")
+// Error is the problem in one line, its source first.
+func (p Problem) Error() string {
+	if p.Source == "" {
+		return p.Text
+	}
+	return p.Source + ": " + p.Text
 }
 
-// UnmarshalYAML implements yaml.Unmarshaler.
-func (l *Level) UnmarshalYAML(n *yaml.Node) error {
-	return word(l, n, "debug", "info", "warn", "error")
-}
-
-// UnmarshalYAML implements yaml.Unmarshaler.
-func (f *Format) UnmarshalYAML(n *yaml.Node) error { return word(f, n, "text", "json") }
-
-// UnmarshalYAML implements yaml.Unmarshaler.
-func (s *Size) UnmarshalYAML(n *yaml.Node) error {
-	text, factor := n.Value, int64(1)
-	for i, unit := range []string{"KiB", "MiB", "GiB", "TiB"} {
-		if t, ok := strings.CutSuffix(text, unit); ok {
-			text, factor = strings.TrimSpace(t), 1<<(10*(i+1))
+// Load reads the file at path, then environ (as os.Environ has it), then those flags that were set on the command line; flags may
+// be nil, and flags that AddFlags did not add are ignored. An empty path means DefaultFile if it exists, else no file. The
+// configuration is usable only if there are no problems.
+func Load(path string, flags *pflag.FlagSet, environ []string) (*Config, []Problem) {
+	if path == "" {
+		if _, err := os.Stat(DefaultFile); err == nil {
+			path = DefaultFile
 		}
 	}
-	v, err := strconv.ParseInt(text, 10, 64)
-	if err != nil || v < 0 || v > (1<<62)/factor {
-		return mistake(n, "%q is not a size; write bytes, or a number with KiB, MiB, GiB or TiB", n.Value)
-	}
-	*s = Size(v * factor)
-	return nil
-}
-
-// UnmarshalYAML implements yaml.Unmarshaler.
-func (d *Duration) UnmarshalYAML(n *yaml.Node) error {
-	v, err := time.ParseDuration(n.Value)
-	if days, ok := strings.CutSuffix(n.Value, "d"); ok {
-		var f float64
-		f, err = strconv.ParseFloat(days, 64)
-		v = time.Duration(f * 24 * float64(time.Hour))
-	}
-	if err != nil || v < 0 {
-		return mistake(n, "%q is not a duration; write for example 500ms, 30s, 2h or 7d", n.Value)
-	}
-	*d = Duration(v)
-	return nil
-}
-
-// MarshalYAML implements yaml.Marshaler.
-func (d Duration) MarshalYAML() (any, error) { return time.Duration(d).String(), nil }
-
-// Flag is a setting from the command line.
-type Flag struct {
-	Name  string // --log-level
-	Key   string // log_level
-	Value string
-}
-
-// Load reads the file at path ("": none), the environment and flags, each over the one before. The list holds every mistake, one
-// line each; it is empty if there is none.
-func Load(path string, environ []string, flags ...Flag) (File, []string) {
-	var f File
-	var mistakes []string
+	l := newLoader(path)
 	if path != "" {
-		raw, err := os.ReadFile(path)
-		if err != nil {
-			return f, []string{fmt.Sprintf("cannot read the configuration: %v", err)}
-		}
-		mistakes = Parse(path, raw, &f)
-	}
-	mistakes = append(mistakes, overlay(environ, flags, &f)...)
-	if len(mistakes) == 0 {
-		if _, err := f.Server().Check(); err != nil {
-			mistakes = append(mistakes, err.Error())
+		if b, err := os.ReadFile(path); err != nil {
+			l.unreadable(err)
+		} else {
+			l.file(b)
 		}
 	}
-	return f, mistakes
+	for _, variable := range environ {
+		if name, text, ok := strings.Cut(variable, "="); ok && strings.HasPrefix(name, prefix) {
+			l.variable(name, text)
+		}
+	}
+	if flags != nil {
+		flags.Visit(l.flag)
+	}
+	return l.config()
 }
 
-var unknownField = regexp.MustCompile(`field (\S+) not found in type \S+`)
+// loader puts the layers over each other. Every value is checked where it is read, so that a mistake is found even where a later
+// layer hides it; only what is right gets into values.
+type loader struct {
+	path     string
+	values   map[string]string // by key, as text
+	sources  map[string]string // by key
+	names    map[string]bool   // of namespaces
+	problems []Problem
+}
 
-// Parse reads YAML into f and returns every mistake, with name and line.
-func Parse(name string, raw []byte, f *File) []string {
-	d := yaml.NewDecoder(bytes.NewReader(raw))
-	d.KnownFields(true)
-	err := d.Decode(f)
-	var many *yaml.TypeError
+func newLoader(path string) *loader {
+	return &loader{path: path, values: map[string]string{}, sources: map[string]string{}, names: map[string]bool{}}
+}
+
+func (l *loader) problem(source, format string, args ...any) {
+	l.problems = append(l.problems, Problem{source, fmt.Sprintf(format, args...)})
+}
+
+func (l *loader) unreadable(err error) {
+	if errors.Is(err, fs.ErrNotExist) {
+		l.problem(l.path, "there is no such file; \"runnel config init %s\" writes one", l.path)
+		return
+	}
+	if cause := (*fs.PathError)(nil); errors.As(err, &cause) {
+		err = cause.Err
+	}
+	l.problem(l.path, "cannot be read: %v", err)
+}
+
+// accept checks a value and takes it. label is what the problem begins with, behind its source.
+func (l *loader) accept(source, label, key, text string) {
+	if err := lookup(key).Set(text); err != nil {
+		l.problem(source, "%s%v", label, err)
+		return
+	}
+	l.values[key], l.sources[key] = text, source
+	if rest, ok := strings.CutPrefix(key, "namespaces."); ok {
+		name, _, _ := strings.Cut(rest, ".")
+		l.names[name] = true
+	}
+}
+
+const prefix = "RUNNEL_"
+
+// notSettings are variables with that prefix that others read: the client commands, and the long fault tests.
+var notSettings = []string{"RUNNEL_SERVER", "RUNNEL_TOKEN", "RUNNEL_CRASH"}
+
+// variable reads one environment variable. An empty one counts as not set.
+func (l *loader) variable(name, text string) {
+	rest := strings.TrimPrefix(name, prefix)
 	switch {
-	case err == nil || errors.Is(err, io.EOF):
-		return nil
-	case errors.As(err, &many):
-		var list []string
-		for _, m := range many.Errors {
-			m = unknownField.ReplaceAllString(strings.TrimPrefix(m, "line "), "unknown key $1")
-			list = append(list, name+":"+m)
-		}
-		return list
-	default:
-		return []string{name + ": " + strings.TrimPrefix(err.Error(), "yaml: ")}
+	case text == "" || slices.Contains(notSettings, name):
+		return
+	case rest == "PORT" || strings.HasPrefix(rest, "PORT_") || strings.HasPrefix(rest, "SERVICE_"):
+		return // Kubernetes sets these beside a service named runnel
 	}
-}
-
-// Variables of the client commands: never configuration.
-var notOurs = []string{"RUNNEL_SERVER", "RUNNEL_TOKEN"}
-
-// overlay applies RUNNEL_* variables (RUNNEL_LISTEN, RUNNEL_LIMITS_MAX_PAYLOAD_BYTES, RUNNEL_DEFAULTS_HISTORY...), then flags.
-func overlay(environ []string, flags []Flag, f *File) []string {
-	known := map[string]reflect.Value{}
-	variables(reflect.ValueOf(f).Elem(), "RUNNEL", known)
-	var mistakes []string
-	set := func(source string, field reflect.Value, value string) {
-		if err := yaml.Unmarshal([]byte(value), field.Addr().Interface()); err != nil {
-			text := strings.TrimPrefix(strings.ReplaceAll(err.Error(), "\n", " "), "yaml: unmarshal errors:   line 1: ")
-			mistakes = append(mistakes, source+": "+text)
-		}
-	}
-	for _, kv := range environ {
-		name, value, _ := strings.Cut(kv, "=")
-		if !strings.HasPrefix(name, "RUNNEL_") || slices.Contains(notOurs, name) {
-			continue
-		}
-		if field, ok := known[name]; ok {
-			set("environment: "+name, field, value)
-			continue
-		}
-		mistakes = append(mistakes, fmt.Sprintf("environment: unknown variable %s", name))
-	}
-	for _, flag := range flags {
-		set(flag.Name, known["RUNNEL_"+strings.ToUpper(flag.Key)], flag.Value)
-	}
-	return mistakes
-}
-
-func variables(v reflect.Value, prefix string, known map[string]reflect.Value) {
-	for i := range v.NumField() {
-		tag, _, _ := strings.Cut(v.Type().Field(i).Tag.Get("yaml"), ",")
-		name := prefix + "_" + strings.ToUpper(tag)
-		switch v.Field(i).Kind() {
-		case reflect.Struct:
-			variables(v.Field(i), name, known)
-		case reflect.Map:
-		default:
-			known[name] = v.Field(i)
-		}
-	}
-}
-
-// Server is the server's configuration that f describes.
-func (f File) Server() server.Config {
-	c := server.Config{
-		Listen: f.Listen, Admin: f.Admin, Data: f.Data, Insecure: f.Insecure, Dev: f.Dev,
-		DrainTimeout: time.Duration(f.DrainTimeout), SendTimeout: time.Duration(f.SendTimeout),
-		Limits: server.Limits{
-			MaxPayloadBytes: int(f.Limits.MaxPayloadBytes), MaxHeadersBytes: int(f.Limits.MaxHeadersBytes),
-			MaxSubscriptions: f.Limits.MaxSubscriptions, MaxStreamsPerConnection: f.Limits.MaxStreamsPerConnection,
-			MaxNamespaces: f.Limits.MaxNamespaces,
-		},
-		Defaults: f.Defaults.server(), Namespaces: map[string]server.Namespace{},
-	}
-	for name, n := range f.Namespaces {
-		c.Namespaces[name] = n.server()
-	}
-	return c
-}
-
-func (n Namespace) server() server.Namespace {
-	s := server.Namespace{
-		History: string(n.History), MaxEvents: n.MaxEvents, MaxBytes: uint64(n.MaxBytes), MaxAge: time.Duration(n.MaxAge),
-		DedupWindow: time.Duration(n.DedupWindow), DedupIDs: n.DedupIDs, Overflow: string(n.Overflow), MaxLag: n.MaxLag,
-	}
-	for _, p := range n.Policies {
-		s.Policies = append(s.Policies, string(p))
-	}
-	return s
-}
-
-// Show writes what a server would use: f, which must be without mistakes, with every default filled in.
-func Show(w io.Writer, f File) error {
-	b, err := yaml.Marshal(effective(f))
+	key, err := variableKey(rest)
 	if err != nil {
-		return err
+		l.problem(printable(name), "%v", err)
+		return
 	}
-	_, err = w.Write(b)
-	return err
+	l.accept(name, "", key, text)
 }
 
-func effective(f File) File {
-	c, err := f.Server().Check()
-	if err != nil {
-		return f
+// variableKey is the key of the variable RUNNEL_ + rest.
+func variableKey(rest string) (string, error) {
+	for _, key := range fixedKeys() {
+		if rest == strings.ToUpper(strings.ReplaceAll(key, ".", "_")) {
+			return key, nil
+		}
 	}
-	if f.LogLevel == "" {
-		f.LogLevel = "info"
+	if name, ok := strings.CutPrefix(rest, "NAMESPACES_"); ok {
+		for _, o := range namespaceOptions {
+			if name, ok := strings.CutSuffix(name, "_"+strings.ToUpper(o.key)); ok {
+				name, err := topic.ParseNamespace(strings.ToLower(name))
+				return "namespaces." + name + "." + o.key, err
+			}
+		}
 	}
-	if f.LogFormat == "" {
-		f.LogFormat = "text"
-	}
-	f.Listen, f.Admin, f.Data = c.Listen, c.Admin, c.Data
-	f.DrainTimeout, f.SendTimeout = Duration(c.DrainTimeout), Duration(c.SendTimeout)
-	f.Limits = Limits{
-		MaxPayloadBytes: Size(c.Limits.MaxPayloadBytes), MaxHeadersBytes: Size(c.Limits.MaxHeadersBytes),
-		MaxSubscriptions: c.Limits.MaxSubscriptions, MaxStreamsPerConnection: c.Limits.MaxStreamsPerConnection,
-		MaxNamespaces: c.Limits.MaxNamespaces,
-	}
-	f.Defaults = namespaceOf(c.Defaults)
-	f.Namespaces = map[string]Namespace{}
-	for name, n := range c.Namespaces {
-		f.Namespaces[name] = namespaceOf(n)
-	}
-	return f
+	return "", errors.New("there is no such setting; see \"runnel config show\": limits.max_namespaces there, for one, is RUNNEL_LIMITS_MAX_NAMESPACES")
 }
 
-func namespaceOf(s server.Namespace) Namespace {
-	n := Namespace{
-		History: History(s.History), MaxEvents: s.MaxEvents, MaxBytes: Size(s.MaxBytes), MaxAge: Duration(s.MaxAge),
-		DedupWindow: Duration(s.DedupWindow), DedupIDs: s.DedupIDs, Overflow: Policy(s.Overflow), MaxLag: s.MaxLag,
+// flag reads one flag that was set.
+func (l *loader) flag(f *pflag.Flag) {
+	if key := f.Annotations[annotation]; len(key) == 1 {
+		l.accept("--"+f.Name, "", key[0], f.Value.String())
 	}
-	for _, p := range s.Policies {
-		n.Policies = append(n.Policies, Policy(p))
-	}
-	return n
 }

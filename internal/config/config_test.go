@@ -1,77 +1,326 @@
 package config
 
 import (
+	"bytes"
+	"maps"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
+	"strings"
 	"testing"
 	"time"
+
+	"github.com/spf13/pflag"
+
+	"github.com/runnelhq/runnel/server"
 )
 
+// write makes a file in an empty directory that becomes the working directory, so that problems have short names.
+func write(t *testing.T, text string) (path string) {
+	t.Helper()
+	t.Chdir(t.TempDir())
+	if err := os.WriteFile("r.yaml", []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return "r.yaml"
+}
+
+func good(t *testing.T, path string, args []string, environ ...string) *Config {
+	t.Helper()
+	c, problems := Load(path, flagSet(t, args), environ)
+	for _, p := range problems {
+		t.Error(p)
+	}
+	if t.Failed() {
+		t.FailNow()
+	}
+	return c
+}
+
+func flagSet(t *testing.T, args []string) *pflag.FlagSet {
+	t.Helper()
+	flags := pflag.NewFlagSet("serve", pflag.ContinueOnError)
+	flags.String("config", "", "")
+	AddFlags(flags)
+	if err := flags.Parse(args); err != nil {
+		t.Fatal(err)
+	}
+	return flags
+}
+
+// What this package calls the default is the default of the server.
+func TestDefaults(t *testing.T) {
+	t.Chdir(t.TempDir())
+	c := good(t, "", nil)
+	want, err := server.Config{}.Check()
+	if err != nil {
+		t.Fatal(err)
+	}
+	want.Defaults.Policies = overflows // the server's nil means all
+	if want.Logger, c.Server.Logger = nil, nil; !reflect.DeepEqual(c.Server, want) {
+		t.Errorf("got  %+v\nwant %+v", c.Server, want)
+	}
+	if c.LogLevel.String() != "INFO" || c.LogFormat != "text" {
+		t.Errorf("log %v %q", c.LogLevel, c.LogFormat)
+	}
+}
+
+func TestLaterLayersWin(t *testing.T) {
+	path := write(t, "listen: 127.0.0.1:1\nadmin: 127.0.0.1:1\ndata: file\nlog_format: json\nlimits:\n  max_subscriptions: 7\n")
+	c := good(t, path, []string{"--listen=127.0.0.1:3", "--dev", "--insecure=false"},
+		"RUNNEL_LISTEN=127.0.0.1:2", "RUNNEL_ADMIN=off", "RUNNEL_INSECURE=true", "RUNNEL_LIMITS_MAX_PAYLOAD_BYTES=2MiB", "RUNNEL_DEFAULTS_MAX_AGE=2d")
+	s := c.Server
+	if s.Listen != "127.0.0.1:3" || s.Admin != "off" || s.Data != "file" || !s.Dev || s.Insecure || c.LogFormat != "json" {
+		t.Errorf("%+v", c)
+	}
+	if s.Limits.MaxSubscriptions != 7 || s.Limits.MaxPayloadBytes != 2<<20 || s.Limits.MaxNamespaces != 1000 || s.Defaults.MaxAge != 48*time.Hour {
+		t.Errorf("%+v", s)
+	}
+	want := map[string]string{
+		"listen": "--listen", "admin": "RUNNEL_ADMIN", "data": "r.yaml:3", "log_format": "r.yaml:4", "limits.max_subscriptions": "r.yaml:6",
+		"dev": "--dev", "insecure": "--insecure", "limits.max_payload_bytes": "RUNNEL_LIMITS_MAX_PAYLOAD_BYTES", "defaults.max_age": "RUNNEL_DEFAULTS_MAX_AGE",
+	}
+	if !maps.Equal(c.sources, want) {
+		t.Errorf("sources %v", c.sources)
+	}
+}
+
+func TestNamespacesInheritDefaults(t *testing.T) {
+	path := write(t, `
+defaults: {history: os, max_events: 1000, max_bytes: 1GiB, max_age: 7d, overflow: disconnect, policies: [disconnect]}
+namespaces:
+  plain:
+  own: {history: memory, max_age: 1h, policies: "drop-oldest, disconnect"}
+  forever: {max_events: 0, max_bytes: 0, max_age: 0}
+`)
+	got := good(t, path, nil, "RUNNEL_NAMESPACES_OWN_DEDUP_IDS=5", "RUNNEL_NAMESPACES_ENV_ONLY_MAX_LAG=9").Server.Namespaces
+	plain := server.Namespace{
+		History: "os", MaxEvents: 1000, MaxBytes: 1 << 30, MaxAge: 7 * day, DedupWindow: 2 * time.Minute, DedupIDs: 1 << 20,
+		Overflow: "disconnect", Policies: []string{"disconnect"}, MaxLag: 1024,
+	}
+	own, envOnly, forever := plain, plain, plain
+	own.History, own.MaxAge, own.DedupIDs, own.Policies = "memory", time.Hour, 5, []string{"drop-oldest", "disconnect"}
+	envOnly.MaxLag = 9
+	forever.MaxEvents, forever.MaxBytes, forever.MaxAge = most, most, longest // the server takes 0 for "as in defaults"
+	want := map[string]server.Namespace{"plain": plain, "own": own, "env_only": envOnly, "forever": forever}
+	if !reflect.DeepEqual(got, want) {
+		t.Errorf("got  %+v\nwant %+v", got, want)
+	}
+}
+
+// Every mistake is reported, each where it is.
+func TestFileProblems(t *testing.T) {
+	const keys = "history, max_age, max_bytes, max_events, max_lag, overflow, policies"
+	for _, c := range []struct{ name, file, want string }{
+		{"several", "listen: here\ndefaults:\n  history: dsk\n  max_age: soon\nnamespaces:\n  a:\n    max_bytes: 3XB\n    max_lag: -1\nlog_level: loud\n", `
+r.yaml:1: listen: "here" is not an address; write HOST:PORT, as 127.0.0.1:50051
+r.yaml:3: defaults.history: "dsk" is not one of disk, os, memory, none
+r.yaml:4: defaults.max_age: "soon" is not a duration; write 30s, 5m, 24h or 7d
+r.yaml:7: namespaces.a.max_bytes: "3XB" is not a size; write bytes, or a whole number with KiB, MiB or GiB, as 64MiB
+r.yaml:8: namespaces.a.max_lag: "-1" is not a whole number
+r.yaml:9: log_level: "loud" is not one of debug, info, warn, error`},
+		{"unknown key", "listn: 127.0.0.1:1\n",
+			"r.yaml:1: unknown key listn; known here: admin, data, defaults, dev, drain_timeout, insecure, limits, listen, log_format, log_level, namespaces, send_timeout"},
+		{"unknown key of limits", "limits:\n  max: 1\n",
+			"r.yaml:2: unknown key limits.max; known here: max_headers_bytes, max_namespaces, max_payload_bytes, max_streams_per_connection, max_subscriptions"},
+		{"unknown key of a namespace", "namespaces:\n  a:\n    dedup_id: 1\n",
+			"r.yaml:3: unknown key namespaces.a.dedup_id; known here: dedup_ids, dedup_window, " + keys},
+		{"dotted key", "limits.max_namespaces: 1\n",
+			"r.yaml:1: unknown key limits.max_namespaces; known here: admin, data, defaults, dev, drain_timeout, insecure, limits, listen, log_format, log_level, namespaces, send_timeout"},
+		{"strange key", "\"a\\nb\": 1\n",
+			`r.yaml:1: unknown key "a\nb"; known here: admin, data, defaults, dev, drain_timeout, insecure, limits, listen, log_format, log_level, namespaces, send_timeout`},
+		{"twice", "data: a\ndev: true\ndata: b\n", "r.yaml:3: data: is there twice, first in line 1"},
+		{"bad namespace", "namespaces:\n  a.b: {}\n  \"*\": {}\n", `
+r.yaml:2: namespaces: bad namespace "a.b": it is one token, without dots
+r.yaml:3: namespaces: bad namespace "*": * and > stand only in patterns, each as a whole token`},
+		{"no value", "data:\nlisten: ~\n", "r.yaml:1: data: has no value; write one, or leave the key out\nr.yaml:2: listen: has no value; write one, or leave the key out"},
+		{"keys for a value", "data: {a: b}\n", "r.yaml:1: data: takes one value, not a list or keys"},
+		{"list for a value", "data:\n  - a\n", "r.yaml:2: data: takes one value, not a list or keys"},
+		{"value for keys", "limits: 5\n", "r.yaml:1: limits must hold keys, each on a line of its own; known here: max_headers_bytes, max_namespaces, max_payload_bytes, max_streams_per_connection, max_subscriptions"},
+		{"list for names", "namespaces: [a, b]\n", "r.yaml:1: namespaces must hold keys, each on a line of its own; known here: names of namespaces"},
+		{"no keys at all", "hello\n",
+			"r.yaml:1: the file must hold keys, each on a line of its own; known here: admin, data, defaults, dev, drain_timeout, insecure, limits, listen, log_format, log_level, namespaces, send_timeout"},
+		{"bad list", "defaults:\n  policies: [disconnect, [catch-up]]\n", "r.yaml:2: defaults.policies: must be a list of plain values"},
+		{"empty list", "defaults:\n  policies: []\n", `r.yaml:2: defaults.policies: "" is not one of catch-up, drop-oldest, disconnect`},
+		{"word twice", "defaults:\n  policies: [disconnect, disconnect]\n", "r.yaml:2: defaults.policies: disconnect is there twice"},
+		{"overflow not among policies", "defaults:\n  policies: [disconnect]\nnamespaces:\n  a:\n    policies: [drop-oldest]\n", `
+r.yaml:2: defaults: overflow catch-up is not among policies disconnect; add it there, or choose another
+r.yaml:5: namespaces.a: overflow catch-up is not among policies drop-oldest; add it there, or choose another`},
+		{"too many namespaces", "limits: {max_namespaces: 1}\nnamespaces: {a: , b: }\n",
+			"r.yaml:1: limits.max_namespaces: 2 namespaces are configured, and only 1 allowed"},
+		{"control characters", "data: |\n  a\n  b\n", `r.yaml:1: data: "a\nb\n" is not one line of printable text`},
+		{"yes", "dev: yes\n", `r.yaml:1: dev: "yes" is not one of true, false`},
+		{"no unit", "drain_timeout: 30\n", `r.yaml:1: drain_timeout: "30" is not a duration; write 30s, 5m, 24h or 7d`},
+		{"zero", "drain_timeout: 0s\nlimits: {max_subscriptions: 0}\n", `
+r.yaml:1: drain_timeout: "0s" must be more than 0
+r.yaml:2: limits.max_subscriptions: "0" is not between 1 and 1073741824`},
+		{"not YAML", "listen: x\n\tdata: y\n", "r.yaml:2: not YAML: found a tab character that violates indentation"},
+		{"second document", "dev: true\n---\ndata: x\n", "r.yaml:2: a second document begins here; one file is one configuration"},
+		{"not loopback", "listen: 0.0.0.0:50051\n",
+			"will not listen on 0.0.0.0:50051: it can be reached from other machines, and there is no TLS and no authentication; --insecure allows it all the same"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			_, problems := Load(write(t, c.file), nil, nil)
+			same(t, problems, c.want)
+		})
+	}
+}
+
+func same(t *testing.T, problems []Problem, want string) {
+	t.Helper()
+	var got []string
+	for _, p := range problems {
+		got = append(got, p.Error())
+	}
+	if got := strings.Join(got, "\n"); got != strings.TrimPrefix(want, "\n") {
+		t.Errorf("got\n%s\nwant\n%s", got, strings.TrimPrefix(want, "\n"))
+	}
+}
+
+// Mistakes in all layers are found together, also where a later layer hides them.
+func TestProblemsOfAllLayers(t *testing.T) {
+	path := write(t, "data: \"\"\nlog_level: loud\n")
+	_, problems := Load(path, flagSet(t, []string{"--data=x", "--log-level=warn", "--log-format=xml", "--config=r.yaml"}), []string{
+		"PATH=/bin", "RUNNEL_SERVER=x", "RUNNEL_TOKEN=x", "RUNNEL_SERVICE_HOST=10.0.0.1", "RUNNEL_PORT=tcp://10.0.0.1:1", "RUNNEL_PORT_50051_TCP=x",
+		"RUNNEL_ADMIN=", "RUNNEL_LIMITS_MAX_SUBSCRIPTIONS=many", "RUNNEL_LISTN=x", "RUNNEL_NAMESPACES_A_COLOUR=red", "RUNNEL_NAMESPACES_A.B_MAX_AGE=1d",
+	})
+	const none = `there is no such setting; see "runnel config show": limits.max_namespaces there, for one, is RUNNEL_LIMITS_MAX_NAMESPACES`
+	same(t, problems, `
+r.yaml:1: data: "" is not one line of printable text
+r.yaml:2: log_level: "loud" is not one of debug, info, warn, error
+RUNNEL_LIMITS_MAX_SUBSCRIPTIONS: "many" is not a whole number
+RUNNEL_LISTN: `+none+`
+RUNNEL_NAMESPACES_A_COLOUR: `+none+`
+RUNNEL_NAMESPACES_A.B_MAX_AGE: bad namespace "a.b": it is one token, without dots
+--log-format: "xml" is not one of text, json`)
+}
+
+func TestWhichFile(t *testing.T) {
+	dir := t.TempDir()
+	t.Chdir(dir)
+	if _, problems := Load("", nil, nil); problems != nil {
+		t.Errorf("no file: %v", problems)
+	}
+	_, problems := Load("none.yaml", nil, nil)
+	same(t, problems, `none.yaml: there is no such file; "runnel config init none.yaml" writes one`)
+	_, problems = Load(filepath.Dir("x/"), nil, nil)
+	same(t, problems, "x: there is no such file; \"runnel config init x\" writes one")
+	if err := os.Mkdir("x", 0o700); err != nil {
+		t.Fatal(err)
+	}
+	_, problems = Load("x", nil, nil)
+	same(t, problems, "x: cannot be read: is a directory")
+	if err := os.WriteFile(DefaultFile, []byte("data: found\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if c := good(t, "", nil); c.Server.Data != "found" {
+		t.Errorf("%s was not read", DefaultFile)
+	}
+}
+
+// The template loads, and if every key in it is uncommented it says nothing but the defaults, all of them.
 func TestTemplate(t *testing.T) {
-	var f File
-	if m := Parse("runnel.yaml", Template, &f); m != nil {
-		t.Fatal(m)
+	c := good(t, write(t, string(Template())), nil)
+	if n := c.Server.Namespaces["example"]; len(c.Server.Namespaces) != 1 || n.MaxAge != 7*day || len(c.sources) != 1 {
+		t.Errorf("%+v, sources %v", c.Server.Namespaces, c.sources)
 	}
-	got, err := f.Server().Check()
-	if err != nil {
-		t.Fatal(err)
+	var all []string
+	for line := range strings.Lines(string(Template())) {
+		text, commented := strings.CutPrefix(strings.TrimLeft(line, " "), "# ")
+		name, _, _ := strings.Cut(text, ":")
+		known := isSection(name) || lookup(name) != nil || lookup("limits."+name) != nil || lookup("defaults."+name) != nil
+		if commented && known && !strings.Contains(name, " ") {
+			line = strings.Replace(line, "# ", "", 1)
+		}
+		all = append(all, line)
 	}
-	want, err := File{}.Server().Check()
-	if err != nil {
-		t.Fatal(err)
+	set := good(t, write(t, strings.Join(all, "")), nil)
+	if !reflect.DeepEqual(set.Server, c.Server) || set.LogLevel != c.LogLevel || set.LogFormat != c.LogFormat {
+		t.Errorf("got  %+v\nwant %+v", set, c)
 	}
-	if got.Listen != want.Listen || got.Admin != want.Admin || got.Limits != want.Limits || got.DrainTimeout != want.DrainTimeout ||
-		got.SendTimeout != want.SendTimeout || got.Defaults.History != want.Defaults.History || got.Defaults.MaxLag != want.Defaults.MaxLag {
-		t.Errorf("the template does not show the defaults:\n%+v\n%+v", got, want)
-	}
-	if n := got.Namespaces["logs"]; n.MaxAge != 7*24*time.Hour || n.MaxBytes != 10<<30 || n.History != "disk" || n.MaxLag != 1024 {
-		t.Errorf("%+v", n)
-	}
-}
-
-func TestMistakes(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "runnel.yaml")
-	if err := os.WriteFile(path, []byte("listen: :1\nlistn: x\ndefaults:\n  history: dsk\n  max_age: soon\nnamespaces:\n  a:\n    max_bytes: 3XB\n    colour: red\n"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	_, got := Load(path, []string{"RUNNEL_LIMITS_MAX_SUBSCRIPTIONS=many", "RUNNEL_LISTN=x", "RUNNEL_SERVER=ours", "PATH=/bin"})
-	want := []string{
-		path + `:2: unknown key listn`,
-		path + `:4: "dsk" is not one of disk, os, memory, none`,
-		path + `:5: "soon" is not a duration; write for example 500ms, 30s, 2h or 7d`,
-		path + `:8: "3XB" is not a size; write bytes, or a number with KiB, MiB, GiB or TiB`,
-		path + `:9: unknown key colour`,
-		"environment: RUNNEL_LIMITS_MAX_SUBSCRIPTIONS: cannot unmarshal !!str `many` into int",
-		"environment: unknown variable RUNNEL_LISTN",
-	}
-	slices.Sort(got)
-	slices.Sort(want)
-	if !slices.Equal(got, want) {
-		t.Errorf("got\n%q\nwant\n%q", got, want)
+	for _, key := range fixedKeys() {
+		if set.sources[key] == "" {
+			t.Errorf("%s is not in the template", key)
+		}
 	}
 }
 
-func TestEnvironmentOverFile(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "runnel.yaml")
-	if err := os.WriteFile(path, []byte("listen: 127.0.0.1:1\nadmin: 127.0.0.1:2\n"), 0o600); err != nil {
+// What Show writes is a file that says the same.
+func TestShow(t *testing.T) {
+	path := write(t, "data: \"a: b # c\"\ndefaults:\n  max_age: 7d\n  max_events: 5\nnamespaces:\n  quotes:\n    max_events: 0\n  \"1\":\n    history: none\n")
+	c := good(t, path, []string{"--dev"}, "RUNNEL_LIMITS_MAX_HEADERS_BYTES=1000")
+	var b bytes.Buffer
+	if err := c.Show(&b); err != nil {
 		t.Fatal(err)
 	}
-	f, mistakes := Load(path, []string{"RUNNEL_LISTEN=127.0.0.1:9", "RUNNEL_DEFAULTS_MAX_AGE=7d"})
-	if mistakes != nil || f.Listen != "127.0.0.1:9" || f.Admin != "127.0.0.1:2" || time.Duration(f.Defaults.MaxAge) != 7*24*time.Hour {
-		t.Errorf("%+v, %v", f, mistakes)
+	lines := strings.Split(b.String(), "\n")
+	for i := range lines {
+		lines[i] = strings.Join(strings.Fields(lines[i]), " ")
+	}
+	for _, want := range []string{
+		"listen: 127.0.0.1:50051 # default", "data: 'a: b # c' # r.yaml:1", "dev: true # --dev", "max_headers_bytes: 1000 # RUNNEL_LIMITS_MAX_HEADERS_BYTES",
+		"max_payload_bytes: 1MiB # default", "max_age: 7d # r.yaml:3", "max_age: 7d # defaults", "max_events: 0 # r.yaml:7", "history: none # r.yaml:9",
+		"policies: [catch-up, drop-oldest, disconnect] # default", "dedup_window: 2m # default", `"1":`,
+	} {
+		if !slices.Contains(lines, want) {
+			t.Errorf("no line %q in\n%s", want, b.String())
+		}
+	}
+	again := good(t, write(t, b.String()), nil)
+	if !reflect.DeepEqual(again.Server, c.Server) || again.LogLevel != c.LogLevel || again.LogFormat != c.LogFormat {
+		t.Errorf("got  %+v\nwant %+v", again, c)
 	}
 }
 
-func FuzzParse(f *testing.F) {
-	f.Add(Template)
-	f.Add([]byte("a: [b"))
-	f.Fuzz(func(t *testing.T, raw []byte) {
-		var file File
-		for _, m := range Parse("f", raw, &file) {
-			if m == "" {
-				t.Fatal("a mistake without words")
+func TestLogger(t *testing.T) {
+	for _, c := range []struct {
+		args []string
+		want string
+	}{
+		{nil, "level=WARN msg=two"},
+		{[]string{"--log-format=json", "--log-level=error"}, ""},
+		{[]string{"--log-format=json"}, `"level":"WARN","msg":"two"`},
+	} {
+		t.Chdir(t.TempDir())
+		var b bytes.Buffer
+		log := good(t, "", c.args).Logger(&b)
+		log.Debug("one")
+		log.Warn("two")
+		if got := b.String(); !strings.Contains(got, c.want) || c.want == "" && got != "" || strings.Contains(got, "one") {
+			t.Errorf("%v: %q", c.args, got)
+		}
+	}
+}
+
+// Whatever the file holds, loading it ends, problems are single printable lines with the line they are in, and a configuration
+// without problems is shown as a file that loads the same.
+func FuzzFile(f *testing.F) {
+	f.Add(string(template))
+	for _, s := range []string{"", "a", "limits: &a {max_namespaces: 5}\ndefaults: *a", "a: &a [*a]", "namespaces: {a: &n {history: os}, b: *n}", "? {a: b}\n: c", "<<: {dev: true}", "dev: !!bool true", "\x00", "listen: \"\\e\"", "data: |\n  a\n  b\n"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		l := newLoader("r.yaml")
+		l.file([]byte(s))
+		c, problems := l.config()
+		for _, p := range problems {
+			if e := p.Error(); len(e) > 4096 || strings.ContainsFunc(e, func(r rune) bool { return r < ' ' || r == 0x7f }) {
+				t.Fatalf("not one short printable line: %q", e)
 			}
+		}
+		if len(problems) > 0 {
+			return
+		}
+		var b bytes.Buffer
+		if err := c.Show(&b); err != nil {
+			t.Fatal(err)
+		}
+		again := newLoader("r.yaml")
+		again.file(b.Bytes())
+		d, problems := again.config()
+		if c.Server.Logger, d.Server.Logger = nil, nil; len(problems) > 0 || !reflect.DeepEqual(c.Server, d.Server) {
+			t.Fatalf("%v\n%s", problems, b.String())
 		}
 	})
 }
