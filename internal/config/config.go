@@ -132,8 +132,8 @@ func (l *loader) accept(source, label, key, text string) {
 
 const prefix = "RUNNEL_"
 
-// notSettings are variables with that prefix that others read: the client commands, and the long fault tests.
-var notSettings = []string{"RUNNEL_SERVER", "RUNNEL_TOKEN", "RUNNEL_CRASH"}
+// notSettings are variables with that prefix that belong to the client commands.
+var notSettings = []string{"RUNNEL_SERVER", "RUNNEL_TOKEN"}
 
 // variable reads one environment variable. An empty one counts as not set.
 func (l *loader) variable(name, text string) {
