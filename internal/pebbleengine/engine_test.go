@@ -20,6 +20,8 @@ import (
 	"github.com/runnelhq/runnel/internal/wire"
 )
 
+var discard = slog.New(slog.DiscardHandler)
+
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // window is a namespace configuration with deduplication as the server's default has it.
@@ -33,7 +35,7 @@ func namespaces(cfg engine.Config) func(string) (engine.Config, bool) {
 
 func open(t testing.TB, fs vfs.FS, dir string, cfg engine.Config) *Engine {
 	t.Helper()
-	e, err := Open(Options{Dir: dir, FS: fs, Namespace: namespaces(cfg), Logger: slog.New(slog.DiscardHandler)})
+	e, err := Open(Options{Dir: dir, FS: fs, Namespace: namespaces(cfg), Logger: discard})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -243,7 +245,7 @@ func TestRetention(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			cfg.History = engine.HistoryDisk
 			fs := vfs.NewMem()
-			o := Options{Dir: "data", FS: fs, Namespace: namespaces(cfg), Logger: slog.New(slog.DiscardHandler), Now: clock}
+			o := Options{Dir: "data", FS: fs, Namespace: namespaces(cfg), Logger: discard, Now: clock}
 			e, err := Open(o)
 			if err != nil {
 				t.Fatal(err)
@@ -372,7 +374,7 @@ func TestCloseEndsTails(t *testing.T) {
 func TestDirectory(t *testing.T) {
 	dir := t.TempDir()
 	open(t, nil, dir, window(engine.HistoryDisk))
-	if _, err := Open(Options{Dir: dir, Namespace: namespaces(engine.Config{}), Logger: slog.New(slog.DiscardHandler)}); err == nil {
+	if _, err := Open(Options{Dir: dir, Namespace: namespaces(engine.Config{}), Logger: discard}); err == nil {
 		t.Error("a locked directory was opened")
 	} else if want := fmt.Sprintf("data directory %q is in use by another Runnel process; stop it or choose another directory with --data", dir); err.Error() != want {
 		t.Errorf("%q, want %q", err, want)
@@ -401,7 +403,7 @@ func BenchmarkAppend(b *testing.B) {
 
 // BenchmarkBarePebble is the floor under BenchmarkAppend/disk: the same keys and values, one commit each.
 func BenchmarkBarePebble(b *testing.B) {
-	db, err := pebble.Open(b.TempDir(), &pebble.Options{MemTableSize: 64 << 20, Logger: pebbleLogger{&store{logger: slog.New(slog.DiscardHandler)}}})
+	db, err := pebble.Open(b.TempDir(), &pebble.Options{MemTableSize: 64 << 20, Logger: pebbleLogger{&store{logger: discard}}})
 	if err != nil {
 		b.Fatal(err)
 	}
