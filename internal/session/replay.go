@@ -156,10 +156,9 @@ func (sub *subscription) readPage(ctx context.Context, snapshot []uint64, after 
 type Replayer struct {
 	cond *sync.Cond
 
-	mu      sync.Mutex // guards what follows
-	queue   []*subscription
-	running int
-	closed  bool
+	mu     sync.Mutex // guards what follows
+	queue  []*subscription
+	closed bool
 }
 
 // Page sizes: as long as few are behind, large pages; the memory of many is bounded.
