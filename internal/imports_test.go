@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"os/exec"
-	"path"
 	"slices"
 	"strings"
 	"testing"
@@ -215,7 +214,7 @@ func (g graph) checkOnly(p string, allowed []string) (problems []string) {
 		return strings.Contains(host, ".") && !slices.Contains(g.ours, q) && !covers(list, q)
 	}
 	if way := g.way(p, true, strange); way != nil {
-		problems = append(problems, fmt.Sprintf("%s must not need %s (%s): it is none of %s", p, path.Base(way[len(way)-1]), strings.Join(way, " -> "), list))
+		problems = append(problems, fmt.Sprintf("%s must not need %s (%s): it is none of %s", p, way[len(way)-1], strings.Join(way, " -> "), list))
 	}
 	return problems
 }
@@ -274,7 +273,7 @@ func TestImportCheckFindsViolations(t *testing.T) {
 		". must not import example.com/store/v2 (. -> example.com/helper -> example.com/store/v2): G",
 		"internal/broker must not import example.com/store/v2/disk (internal/broker -> example.com/store/v2/disk): H",
 		"internal/topic must not import testing (internal/topic -> testing): I",
-		". must not need v2 (. -> example.com/helper -> example.com/store/v2): it is none of example.com/small example.com/helper/...",
+		". must not need example.com/store/v2 (. -> example.com/helper -> example.com/store/v2): it is none of example.com/small example.com/helper/...",
 	}
 	slices.Sort(found)
 	slices.Sort(want)
