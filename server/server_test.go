@@ -141,6 +141,47 @@ func TestSession(t *testing.T) {
 	}
 }
 
+// A client that ends its side gets everything that is there, and OK.
+func TestHalfClose(t *testing.T) {
+	s := runneltest.StartServer(t, server.Config{})
+	c := api(t, s.Addr)
+	const events = 5000
+	up, err := c.PublishStream(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range events {
+		if err := up.Send(&runnelv1.PublishRequest{Topic: "a.b", Payload: make([]byte, 100)}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := up.CloseAndRecv(); err != nil {
+		t.Fatal(err)
+	}
+	stream, err := c.EstablishStream(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := stream.Send(&runnelv1.StreamRequest{Request: &runnelv1.StreamRequest_Subscribe{Subscribe: earliest("a.>")}}); err != nil {
+		t.Fatal(err)
+	}
+	if err := stream.CloseSend(); err != nil {
+		t.Fatal(err)
+	}
+	n := 0
+	for err == nil {
+		var m *runnelv1.StreamResponse
+		if m, err = stream.Recv(); err == nil {
+			for _, d := range m.GetDeliveries() {
+				n += len(d.GetEvents())
+			}
+		}
+	}
+	if err.Error() != "EOF" || n != events {
+		t.Errorf("%d events, then %v", n, err)
+	}
+}
+
 func TestStopIsGraceful(t *testing.T) {
 	s := runneltest.StartServer(t, server.Config{})
 	c := api(t, s.Addr)

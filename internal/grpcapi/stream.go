@@ -136,12 +136,14 @@ func (s *Service) EstablishStream(g runnelv1.StreamService_EstablishStreamServer
 		err := st.receive(ctx, g, in)
 		if errors.Is(err, io.EOF) {
 			in.close() // answers first
+			st.one.Finish()
+			return
 		}
 		st.one.End(err)
 	})
 	err = s.serve(ctx, st.one, st.w)
-	if errors.Is(err, io.EOF) {
-		return nil // the client has said all it had to say
+	if errors.Is(err, session.ErrFinished) {
+		return nil
 	}
 	return s.fail(err)
 }

@@ -17,6 +17,8 @@ var (
 	ErrUnknownID = errors.New("there is no subscription with this id")
 	// ErrTooMany: the session has as many subscriptions as it may have.
 	ErrTooMany = errors.New("the session has too many subscriptions")
+	// ErrFinished: the client has ended its side, and everything that was there was sent.
+	ErrFinished = errors.New("the session is complete")
 	// ErrEnded: the session is over.
 	ErrEnded = errors.New("the session is over")
 )

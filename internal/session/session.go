@@ -50,6 +50,8 @@ type Session struct {
 	queue    []*subscription // have something to send, in turn
 	inflight []move
 	err      error // why the session is over
+	// finishing: the client has said all it had to say.
+	finishing bool
 
 	sent      time.Time // when something was last sent
 	heard     time.Time // when a request last came
@@ -109,6 +111,15 @@ func (s *Session) endLocked(err error) {
 		s.err = err
 		s.timer.Stop()
 	}
+	s.wake()
+}
+
+// Finish ends the session once everything that is there now was sent: answers, and events up to the head of what is followed.
+// The end is ErrFinished.
+func (s *Session) Finish() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.finishing = true
 	s.wake()
 }
 
@@ -172,12 +183,25 @@ func (s *Session) Next(maxBytes int) (*Frame, error) {
 		f.Bytes += len(b)
 	}
 	if f.Bytes == 0 {
-		if len(s.queue) > 0 {
+		switch {
+		case len(s.queue) > 0:
 			s.wake() // a cursor was moved into place: the next call has its events
+		case s.finishing && !s.readingLocked():
+			s.endLocked(ErrFinished)
 		}
 		return nil, s.err
 	}
 	return f, nil
+}
+
+// readingLocked says that a page of the log is on its way.
+func (s *Session) readingLocked() bool {
+	for _, sub := range s.subs {
+		if sub.reading {
+			return true
+		}
+	}
+	return false
 }
 
 // fillLocked adds deliveries: round robin over the subscriptions that are ready, sharing the frame by bytes.

@@ -70,7 +70,8 @@ type StreamServiceClient interface {
 	Subscribe(ctx context.Context, in *SubscribeRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[StreamResponse], error)
 	// EstablishStream opens a session: subscribe, unsubscribe, publish and grant credit on one stream. Each side sends a
 	// heartbeat after about 15 s without sending anything else; without any request for 60 s the server ends the stream
-	// with UNAVAILABLE SESSION_SILENT. A command that fails is answered by CommandError and the session goes on.
+	// with UNAVAILABLE SESSION_SILENT. A command that fails is answered by CommandError and the session goes on. When the client
+	// ends its side, the server answers what is on its way, sends events up to the head, and ends with OK.
 	EstablishStream(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[StreamRequest, StreamResponse], error)
 	// ReadHistory reads the retained events of a pattern in offset order and ends. It never waits for new events. Events
 	// removed by retention while reading are reported by a GAP notice.
@@ -214,7 +215,8 @@ type StreamServiceServer interface {
 	Subscribe(*SubscribeRequest, grpc.ServerStreamingServer[StreamResponse]) error
 	// EstablishStream opens a session: subscribe, unsubscribe, publish and grant credit on one stream. Each side sends a
 	// heartbeat after about 15 s without sending anything else; without any request for 60 s the server ends the stream
-	// with UNAVAILABLE SESSION_SILENT. A command that fails is answered by CommandError and the session goes on.
+	// with UNAVAILABLE SESSION_SILENT. A command that fails is answered by CommandError and the session goes on. When the client
+	// ends its side, the server answers what is on its way, sends events up to the head, and ends with OK.
 	EstablishStream(grpc.BidiStreamingServer[StreamRequest, StreamResponse]) error
 	// ReadHistory reads the retained events of a pattern in offset order and ends. It never waits for new events. Events
 	// removed by retention while reading are reported by a GAP notice.
