@@ -3,7 +3,8 @@
 //
 // Every setting has one key, written with dots: limits.max_payload_bytes. In the file the dots are nesting; the environment
 // variable is RUNNEL_LIMITS_MAX_PAYLOAD_BYTES; settings without a dot are also flags, as --log-level is log_level. A setting of
-// a namespace is namespaces.quotes.max_age and RUNNEL_NAMESPACES_QUOTES_MAX_AGE, where the name is read in lower case.
+// a namespace is namespaces.quotes.max_age and RUNNEL_NAMESPACES_QUOTES_MAX_AGE; a name in a variable means the namespace of the file
+// that is written so in capitals, _ for all but letters and digits, and is else read in lower case.
 //
 // All mistakes of all sources are found, not only the first, and each says where it is. Loading touches nothing but the file;
 // results may be read by any goroutine.
@@ -144,7 +145,7 @@ func (l *loader) variable(name, text string) {
 	case rest == "PORT" || strings.HasPrefix(rest, "PORT_") || strings.HasPrefix(rest, "SERVICE_"):
 		return // Kubernetes sets these beside a service named runnel
 	}
-	key, err := variableKey(rest)
+	key, err := l.variableKey(rest)
 	if err != nil {
 		l.problem(printable(name), "%v", err)
 		return
@@ -153,21 +154,48 @@ func (l *loader) variable(name, text string) {
 }
 
 // variableKey is the key of the variable RUNNEL_ + rest.
-func variableKey(rest string) (string, error) {
+func (l *loader) variableKey(rest string) (string, error) {
 	for _, key := range fixedKeys() {
-		if rest == strings.ToUpper(strings.ReplaceAll(key, ".", "_")) {
+		if rest == inVariable(key) {
 			return key, nil
 		}
 	}
 	if name, ok := strings.CutPrefix(rest, "NAMESPACES_"); ok {
 		for _, o := range namespaceOptions {
 			if name, ok := strings.CutSuffix(name, "_"+strings.ToUpper(o.key)); ok {
-				name, err := topic.ParseNamespace(strings.ToLower(name))
+				name, err := l.namespace(name)
 				return "namespaces." + name + "." + o.key, err
 			}
 		}
 	}
 	return "", errors.New("there is no such setting; see \"runnel config show\": limits.max_namespaces there, for one, is RUNNEL_LIMITS_MAX_NAMESPACES")
+}
+
+// namespace is the namespace that a variable names.
+func (l *loader) namespace(name string) (string, error) {
+	var found []string
+	for candidate := range l.names {
+		if inVariable(candidate) == name {
+			found = append(found, candidate)
+		}
+	}
+	switch slices.Sort(found); len(found) {
+	case 0:
+		return topic.ParseNamespace(strings.ToLower(name))
+	case 1:
+		return found[0], nil
+	}
+	return "", fmt.Errorf("it may mean any of the namespaces %s; set it in the file", strings.Join(found, ", "))
+}
+
+// inVariable is a key or name as variables have it.
+func inVariable(s string) string {
+	return strings.Map(func(r rune) rune {
+		if 'A' <= r && r <= 'Z' || '0' <= r && r <= '9' {
+			return r
+		}
+		return '_'
+	}, strings.ToUpper(s))
 }
 
 // flag reads one flag that was set.

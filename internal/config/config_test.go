@@ -102,11 +102,24 @@ namespaces:
 	own, envOnly, forever := plain, plain, plain
 	own.History, own.MaxAge, own.DedupIDs, own.Policies = "memory", time.Hour, 5, []string{"drop-oldest", "disconnect"}
 	envOnly.MaxLag = 9
-	forever.MaxEvents, forever.MaxBytes, forever.MaxAge = most, most, longest // the server takes 0 for "as in defaults"
+	forever.MaxEvents, forever.MaxBytes, forever.MaxAge = noLimit, noLimit, noAge // the server takes 0 for "as in defaults"
 	want := map[string]server.Namespace{"plain": plain, "own": own, "env_only": envOnly, "forever": forever}
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("got  %+v\nwant %+v", got, want)
 	}
+}
+
+// A variable cannot hold the name of every namespace, so it means the one in the file that looks alike.
+func TestVariablesOfNamespaces(t *testing.T) {
+	path := write(t, "namespaces: {Order-Books: , a-b: , A_b: }\n")
+	c := good(t, path, nil, "RUNNEL_NAMESPACES_ORDER_BOOKS_MAX_LAG=7")
+	if n := c.Server.Namespaces; n["Order-Books"].MaxLag != 7 || len(n) != 3 {
+		t.Errorf("%+v", n)
+	}
+	_, problems := Load(path, nil, []string{"RUNNEL_NAMESPACES_A_B_MAX_LAG=7", "RUNNEL_NAMESPACES__MAX_LAG=7"})
+	same(t, problems, `
+RUNNEL_NAMESPACES_A_B_MAX_LAG: it may mean any of the namespaces A_b, a-b; set it in the file
+RUNNEL_NAMESPACES__MAX_LAG: bad namespace "": it is empty`)
 }
 
 // Every mistake is reported, each where it is.
@@ -239,7 +252,15 @@ func TestTemplate(t *testing.T) {
 	if !reflect.DeepEqual(set.Server, c.Server) || set.LogLevel != c.LogLevel || set.LogFormat != c.LogFormat {
 		t.Errorf("got  %+v\nwant %+v", set, c)
 	}
+	for key := range flagHelp {
+		if lookup(key) == nil {
+			t.Errorf("the flag of %s sets nothing", key)
+		}
+	}
 	for _, key := range fixedKeys() {
+		if !strings.Contains(key, ".") && flagHelp[key] == "" {
+			t.Errorf("%s has no flag", key)
+		}
 		if set.sources[key] == "" {
 			t.Errorf("%s is not in the template", key)
 		}

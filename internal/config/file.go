@@ -2,6 +2,7 @@ package config
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -61,7 +62,7 @@ func (l *loader) section(n *yaml.Node, at string) {
 		return
 	}
 	if n.Kind != yaml.MappingNode {
-		l.problem(l.line(n), "%s must hold keys, each on a line of its own; known here: %s", or(at, "the file"), known(at))
+		l.problem(l.line(n), "%s must hold keys, each on a line of its own; known here: %s", cmp.Or(at, "the file"), known(at))
 		return
 	}
 	lines := map[string]int{}
@@ -82,7 +83,7 @@ func (l *loader) section(n *yaml.Node, at string) {
 			}
 			l.names[name.Value] = true
 			l.section(v, key)
-		case isSection(key) && !dotted:
+		case isSection(key):
 			l.section(v, key)
 		case lookup(key) == nil || dotted:
 			l.problem(l.line(name), "unknown key %s; known here: %s", printable(key), known(at))
@@ -157,11 +158,4 @@ func printable(key string) string {
 		return q
 	}
 	return key
-}
-
-func or(s, otherwise string) string {
-	if s == "" {
-		return otherwise
-	}
-	return s
 }

@@ -1,6 +1,7 @@
 package config
 
 import (
+	"cmp"
 	"slices"
 	"strings"
 
@@ -9,10 +10,10 @@ import (
 	"github.com/runnelhq/runnel/server"
 )
 
-// option is one setting of T: its key, its default as one would write it, what it means, and the value it sets.
+// option is one setting of T: its key, its default as one would write it, and the value it sets.
 type option[T any] struct {
-	key, def, about string
-	at              func(*T) value
+	key, def string
+	at       func(*T) value
 }
 
 var (
@@ -21,33 +22,69 @@ var (
 )
 
 var options = []option[Config]{
-	{"listen", "127.0.0.1:50051", "gRPC address", func(c *Config) value { return address{&c.Server.Listen, false} }},
-	{"admin", "127.0.0.1:9464", "address of metrics and health checks, or off", func(c *Config) value { return address{&c.Server.Admin, true} }},
-	{"data", "data", "data directory", func(c *Config) value { return text{&c.Server.Data} }},
-	{"insecure", "false", "allow addresses other than loopback, without TLS and authentication", func(c *Config) value { return boolean{&c.Server.Insecure} }},
-	{"dev", "false", "namespaces appear on first use", func(c *Config) value { return boolean{&c.Server.Dev} }},
-	{"log_level", "info", "least level that is logged: debug, info, warn or error", func(c *Config) value { return level{&c.LogLevel} }},
-	{"log_format", "text", "form of the log: text or json", func(c *Config) value { return choice{&c.LogFormat, []string{"text", "json"}} }},
-	{"drain_timeout", "30s", "longest time a stop may take", func(c *Config) value { return span{&c.Server.DrainTimeout, false} }},
-	{"send_timeout", "30s", "a client that takes nothing for this long is cut", func(c *Config) value { return span{&c.Server.SendTimeout, false} }},
-	{"limits.max_payload_bytes", "1MiB", "of an event", func(c *Config) value { return size[int]{&c.Server.Limits.MaxPayloadBytes, 1, 1 << 30} }},
-	{"limits.max_headers_bytes", "16KiB", "of an event", func(c *Config) value { return size[int]{&c.Server.Limits.MaxHeadersBytes, 1, 1 << 30} }},
-	{"limits.max_subscriptions", "100", "of a session", func(c *Config) value { return count[int]{&c.Server.Limits.MaxSubscriptions, 1, 1 << 30} }},
-	{"limits.max_streams_per_connection", "1000", "of a connection", func(c *Config) value { return count[int]{&c.Server.Limits.MaxStreamsPerConnection, 1, 1 << 30} }},
-	{"limits.max_namespaces", "1000", "of the server", func(c *Config) value { return count[int]{&c.Server.Limits.MaxNamespaces, 1, 1 << 30} }},
+	{"listen", "127.0.0.1:50051",
+		func(c *Config) value { return address{&c.Server.Listen, false} }},
+	{"admin", "127.0.0.1:9464",
+		func(c *Config) value { return address{&c.Server.Admin, true} }},
+	{"data", "data",
+		func(c *Config) value { return text{&c.Server.Data} }},
+	{"insecure", "false",
+		func(c *Config) value { return boolean{&c.Server.Insecure} }},
+	{"dev", "false",
+		func(c *Config) value { return boolean{&c.Server.Dev} }},
+	{"log_level", "info",
+		func(c *Config) value { return level{&c.LogLevel} }},
+	{"log_format", "text",
+		func(c *Config) value { return choice{&c.LogFormat, []string{"text", "json"}} }},
+	{"drain_timeout", "30s",
+		func(c *Config) value { return span{&c.Server.DrainTimeout, false} }},
+	{"send_timeout", "30s",
+		func(c *Config) value { return span{&c.Server.SendTimeout, false} }},
+	{"limits.max_payload_bytes", "1MiB",
+		func(c *Config) value { return size[int]{&c.Server.Limits.MaxPayloadBytes, 1, 1 << 30} }},
+	{"limits.max_headers_bytes", "16KiB",
+		func(c *Config) value { return size[int]{&c.Server.Limits.MaxHeadersBytes, 1, 1 << 30} }},
+	{"limits.max_subscriptions", "100",
+		func(c *Config) value { return count[int]{&c.Server.Limits.MaxSubscriptions, 1, 1 << 30} }},
+	{"limits.max_streams_per_connection", "1000",
+		func(c *Config) value { return count[int]{&c.Server.Limits.MaxStreamsPerConnection, 1, 1 << 30} }},
+	{"limits.max_namespaces", "1000",
+		func(c *Config) value { return count[int]{&c.Server.Limits.MaxNamespaces, 1, 1 << 30} }},
 }
 
 // namespaceOptions are the settings of defaults, and of each namespace.
 var namespaceOptions = []option[server.Namespace]{
-	{"history", "disk", "where events are kept", func(n *server.Namespace) value { return choice{&n.History, histories} }},
-	{"max_events", "0", "newest events kept; 0: no limit", func(n *server.Namespace) value { return count[uint64]{&n.MaxEvents, 0, most} }},
-	{"max_bytes", "0", "bytes kept; 0: no limit", func(n *server.Namespace) value { return size[uint64]{&n.MaxBytes, 0, most} }},
-	{"max_age", "0s", "age up to which events are kept; 0s: no limit", func(n *server.Namespace) value { return span{&n.MaxAge, true} }},
-	{"dedup_window", "2m", "how long event ids are remembered", func(n *server.Namespace) value { return span{&n.DedupWindow, false} }},
-	{"dedup_ids", "1048576", "most event ids remembered", func(n *server.Namespace) value { return count[int]{&n.DedupIDs, 1, 1 << 30} }},
-	{"overflow", "catch-up", "policy of subscriptions that name none", func(n *server.Namespace) value { return choice{&n.Overflow, overflows} }},
-	{"policies", strings.Join(overflows, ","), "policies that may be asked for", func(n *server.Namespace) value { return list{&n.Policies, overflows} }},
-	{"max_lag", "1024", "events behind before drop-oldest and disconnect act", func(n *server.Namespace) value { return count[uint64]{&n.MaxLag, 1, most} }},
+	{"history", "disk",
+		func(n *server.Namespace) value { return choice{&n.History, histories} }},
+	{"max_events", "0",
+		func(n *server.Namespace) value { return count[uint64]{&n.MaxEvents, 0, huge} }},
+	{"max_bytes", "0",
+		func(n *server.Namespace) value { return size[uint64]{&n.MaxBytes, 0, huge} }},
+	{"max_age", "0s",
+		func(n *server.Namespace) value { return span{&n.MaxAge, true} }},
+	{"dedup_window", "2m",
+		func(n *server.Namespace) value { return span{&n.DedupWindow, false} }},
+	{"dedup_ids", "1048576",
+		func(n *server.Namespace) value { return count[int]{&n.DedupIDs, 1, 1 << 30} }},
+	{"overflow", "catch-up",
+		func(n *server.Namespace) value { return choice{&n.Overflow, overflows} }},
+	{"policies", strings.Join(overflows, ","),
+		func(n *server.Namespace) value { return list{&n.Policies, overflows} }},
+	{"max_lag", "1024",
+		func(n *server.Namespace) value { return count[uint64]{&n.MaxLag, 1, huge} }},
+}
+
+// flagHelp is the help of each key without a dot, which is also a flag.
+var flagHelp = map[string]string{
+	"listen":        "gRPC address",
+	"admin":         "address of metrics and health checks, or off",
+	"data":          "data directory",
+	"insecure":      "allow addresses other than loopback, without TLS and authentication",
+	"dev":           "namespaces appear on first use",
+	"log_level":     "least level that is logged: debug, info, warn or error",
+	"log_format":    "form of the log: text or json",
+	"drain_timeout": "longest time a stop may take",
+	"send_timeout":  "a client that takes nothing for this long is cut",
 }
 
 // annotation marks the flags that are settings.
@@ -56,14 +93,15 @@ const annotation = "runnel-setting"
 // AddFlags adds the flags that are settings: one for each key without a dot.
 func AddFlags(flags *pflag.FlagSet) {
 	for _, o := range options {
-		if strings.Contains(o.key, ".") {
+		help, ok := flagHelp[o.key]
+		if !ok {
 			continue
 		}
 		name := strings.ReplaceAll(o.key, "_", "-")
 		if _, is := o.at(&Config{}).(boolean); is {
-			flags.Bool(name, false, o.about)
+			flags.Bool(name, false, help)
 		} else {
-			flags.String(name, o.def, o.about)
+			flags.String(name, o.def, help)
 		}
 		flags.Lookup(name).Annotations = map[string][]string{annotation: {o.key}}
 	}
@@ -115,7 +153,7 @@ func (l *loader) config() (*Config, []Problem) {
 	for name := range l.names {
 		var n server.Namespace
 		for _, o := range namespaceOptions {
-			set(l, o, &n, "namespaces."+name+"."+o.key, or(l.values["defaults."+o.key], o.def))
+			set(l, o, &n, "namespaces."+name+"."+o.key, cmp.Or(l.values["defaults."+o.key], o.def))
 		}
 		c.Server.Namespaces[name] = n
 	}
@@ -134,15 +172,15 @@ func (l *loader) config() (*Config, []Problem) {
 
 // set gives a setting its value or its default. Values were checked when they were read, defaults by a test.
 func set[T any](l *loader, o option[T], target *T, key, otherwise string) {
-	if err := o.at(target).Set(or(l.values[key], otherwise)); err != nil {
+	if err := o.at(target).Set(cmp.Or(l.values[key], otherwise)); err != nil {
 		l.problem(l.sources[key], "%s: %v", key, err)
 	}
 }
 
 // cross checks what depends on more than one setting.
 func (l *loader) cross(c *Config) {
-	if n, most := len(c.Server.Namespaces), c.Server.Limits.MaxNamespaces; n > most {
-		l.problem(l.sources["limits.max_namespaces"], "limits.max_namespaces: %d namespaces are configured, and only %d allowed", n, most)
+	if n, allowed := len(c.Server.Namespaces), c.Server.Limits.MaxNamespaces; n > allowed {
+		l.problem(l.sources["limits.max_namespaces"], "limits.max_namespaces: %d namespaces are configured, and only %d allowed", n, allowed)
 	}
 	l.crossNamespace("defaults", c.Server.Defaults)
 	for _, name := range namesOf(c) {
@@ -168,13 +206,13 @@ func (l *loader) crossNamespace(at string, n server.Namespace) {
 // unlimited makes "no limit" of a namespace stand against a limit in defaults: the server takes 0 as not set.
 func unlimited(n, defaults server.Namespace) server.Namespace {
 	if n.MaxEvents == 0 && defaults.MaxEvents != 0 {
-		n.MaxEvents = most
+		n.MaxEvents = noLimit
 	}
 	if n.MaxBytes == 0 && defaults.MaxBytes != 0 {
-		n.MaxBytes = most
+		n.MaxBytes = noLimit
 	}
 	if n.MaxAge == 0 && defaults.MaxAge != 0 {
-		n.MaxAge = longest
+		n.MaxAge = noAge
 	}
 	return n
 }

@@ -1,6 +1,7 @@
 package config
 
 import (
+	"cmp"
 	_ "embed"
 	"fmt"
 	"io"
@@ -30,22 +31,18 @@ func (c *Config) Show(w io.Writer) error {
 			}
 			name = "  " + rest
 		}
-		row(&b, name, o.at(c), or(c.sources[o.key], "default"))
+		row(&b, name, o.at(c), cmp.Or(c.sources[o.key], "default"))
 	}
 	b.WriteString("defaults:\n")
 	for _, o := range namespaceOptions {
-		row(&b, "  "+o.key, o.at(&c.Server.Defaults), or(c.sources["defaults."+o.key], "default"))
+		row(&b, "  "+o.key, o.at(&c.Server.Defaults), cmp.Or(c.sources["defaults."+o.key], "default"))
 	}
 	b.WriteString("namespaces:\n")
 	for _, name := range namesOf(c) {
 		fmt.Fprintf(&b, "  %s:\n", text{&name})
 		n := c.Server.Namespaces[name]
 		for _, o := range namespaceOptions {
-			source := c.sources["namespaces."+name+"."+o.key]
-			if source == "" {
-				source = "defaults"
-			}
-			row(&b, "    "+o.key, o.at(&n), source)
+			row(&b, "    "+o.key, o.at(&n), cmp.Or(c.sources["namespaces."+name+"."+o.key], "defaults"))
 		}
 	}
 	_, err := io.WriteString(w, b.String())

@@ -22,16 +22,19 @@ type value interface {
 	String() string
 }
 
+// huge is the largest number that can be written. noLimit and noAge, which cannot, are "no limit" of a namespace against a limit in
+// defaults; they are shown as 0.
 const (
-	most    = math.MaxUint64
-	longest = time.Duration(math.MaxInt64)
+	huge    = 1 << 62
+	noLimit = math.MaxUint64
+	noAge   = time.Duration(math.MaxInt64)
 )
 
 // quote shows a wrong value in a bounded, printable form.
 func quote(s string) string {
-	const longest = 64
-	if len(s) > longest {
-		return strconv.QuoteToASCII(s[:longest]) + "..."
+	const shown = 64
+	if len(s) > shown {
+		return strconv.QuoteToASCII(s[:shown]) + "..."
 	}
 	return strconv.QuoteToASCII(s)
 }
@@ -165,8 +168,8 @@ func (v count[T]) Set(s string) error {
 }
 
 func (v count[T]) String() string {
-	if uint64(*v.p) == most {
-		return "0" // no limit, against a limit in defaults
+	if uint64(*v.p) == noLimit {
+		return "0"
 	}
 	return strconv.FormatUint(uint64(*v.p), 10)
 }
@@ -188,7 +191,7 @@ func (v size[T]) Set(s string) error {
 		}
 	}
 	var n uint64
-	if err := (count[uint64]{&n, 0, most / factor}).Set(number); err != nil {
+	if err := (count[uint64]{&n, 0, huge / factor}).Set(number); err != nil {
 		return fmt.Errorf("%s is not a size; write bytes, or a whole number with KiB, MiB or GiB, as 64MiB", quote(s))
 	}
 	if n *= factor; n < v.least || n > v.most {
@@ -201,7 +204,7 @@ func (v size[T]) Set(s string) error {
 func (v size[T]) String() string {
 	n := uint64(*v.p)
 	for _, u := range units[:4] {
-		if n != most && n >= u.bytes && n%u.bytes == 0 {
+		if n != noLimit && n >= u.bytes && n%u.bytes == 0 {
 			return strconv.FormatUint(n/u.bytes, 10) + u.name
 		}
 	}
@@ -219,7 +222,7 @@ const day = 24 * time.Hour
 func (v span) Set(s string) error {
 	d, err := parseSpan(s)
 	switch {
-	case err != nil || d < 0:
+	case err != nil || d < 0 || d == noAge:
 		return fmt.Errorf("%s is not a duration; write 30s, 5m, 24h or 7d", quote(s))
 	case d == 0 && !v.zero:
 		return fmt.Errorf("%s must be more than 0", quote(s))
@@ -243,7 +246,7 @@ func parseSpan(s string) (time.Duration, error) {
 			return 0, err
 		}
 	}
-	if d < 0 || days > uint64((longest-d)/day) {
+	if d < 0 || days > uint64((noAge-d)/day) {
 		return 0, strconv.ErrRange
 	}
 	return time.Duration(days)*day + d, nil
@@ -251,8 +254,8 @@ func parseSpan(s string) (time.Duration, error) {
 
 func (v span) String() string {
 	d := *v.p
-	if d == longest {
-		return "0s" // no limit, against a limit in defaults
+	if d == noAge {
+		return "0s"
 	}
 	if d > 0 && d%day == 0 {
 		return strconv.FormatInt(int64(d/day), 10) + "d"
