@@ -170,8 +170,7 @@ func (r *round) addEntry(en *engine.Entry, res *engine.Result) error {
 		}
 	}
 	if en.Conditional {
-		if newest := r.newest[en.Topic]; newest != en.Expected {
-			res.Err = &engine.ConflictError{Current: newest}
+		if res.Err = r.check(en); res.Err != nil {
 			return nil
 		}
 	}
@@ -190,6 +189,17 @@ func (r *round) addEntry(en *engine.Entry, res *engine.Result) error {
 	if en.Dedup {
 		r.fresh[id] = engine.Result{Offset: res.Offset, Timestamp: r.now, Duplicate: true}
 		r.ids = append(r.ids, remembered{id, offset})
+	}
+	return nil
+}
+
+// check compares a conditional entry with its topic's newest event, this round's included.
+func (r *round) check(en *engine.Entry) error {
+	if r.b == nil {
+		return engine.ErrNoHistory
+	}
+	if newest := r.newest[en.Topic]; newest != en.Expected {
+		return &engine.ConflictError{Current: newest}
 	}
 	return nil
 }

@@ -37,9 +37,9 @@ func openDirectory(f vfs.FS, dir string) (io.Closer, error) {
 	case isLocked(err):
 		return nil, fmt.Errorf("data directory %q is in use by another Runnel process; stop it or choose another directory with --data", dir)
 	case errors.Is(err, fs.ErrPermission):
-		return nil, fmt.Errorf("no permission to use data directory %q: %w; change its owner or choose another directory with --data", dir, err)
+		return nil, fmt.Errorf("no permission to use data directory %q: %s; change its owner or choose another directory with --data", dir, oneLine(err))
 	default:
-		return nil, fmt.Errorf("cannot use data directory %q: %w", dir, err)
+		return nil, fmt.Errorf("cannot use data directory %q: %s", dir, oneLine(err))
 	}
 }
 
@@ -84,29 +84,33 @@ func checkMarker(f vfs.FS, path, dir string) error {
 	return nil
 }
 
-// prepare creates what is missing and takes the lock.
-func prepare(f vfs.FS, dir string, fresh bool) (lock io.Closer, err error) {
+// prepare takes the lock and creates what is missing.
+func prepare(f vfs.FS, dir string, fresh bool) (io.Closer, error) {
 	if err := f.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
 	}
-	if lock, err = f.Lock(f.PathJoin(dir, lockName)); err != nil {
+	lock, err := f.Lock(f.PathJoin(dir, lockName))
+	if err != nil {
 		return nil, err
 	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, lock.Close())
-		}
-	}()
-	if err := f.MkdirAll(f.PathJoin(dir, storeName), 0o700); err != nil {
+	if err := fill(f, dir, fresh); err != nil {
+		lock.Close() // there is an error to report already
 		return nil, err
 	}
-	if fresh {
+	return lock, nil
+}
+
+func fill(f vfs.FS, dir string, fresh bool) error {
+	if fresh { // before anything else: what follows would make the directory look foreign
 		if err := writeMarker(f, dir); err != nil {
-			return nil, err
+			return err
 		}
+	}
+	if err := f.MkdirAll(f.PathJoin(dir, storeName), 0o700); err != nil {
+		return err
 	}
 	// New directories survive a power loss only when their parents are synced.
-	return lock, errors.Join(syncDirectory(f, dir), syncDirectory(f, f.PathDir(dir)))
+	return errors.Join(syncDirectory(f, dir), syncDirectory(f, f.PathDir(dir)))
 }
 
 func writeMarker(f vfs.FS, dir string) error {

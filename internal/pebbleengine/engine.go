@@ -99,7 +99,8 @@ func Open(o Options) (*Engine, error) {
 	fs := vfs.OnDiskFull(o.FS, e.space.dropBallast)
 	e.disk = newStore(o.FS.PathJoin(o.Dir, storeName), fs, e.space.table, diskCache, false, o.Logger)
 	if err := e.openDisk(); err != nil {
-		return nil, errors.Join(fmt.Errorf("cannot open data directory %q: %s", o.Dir, oneLine(err)), lock.Close())
+		lock.Close() // there is an error to report already
+		return nil, fmt.Errorf("cannot open data directory %q: %s", o.Dir, oneLine(err))
 	}
 	e.space.keepBallast()
 	e.ctx, e.stop = context.WithCancel(context.Background())

@@ -110,7 +110,7 @@ func (l *log) endOfLocked(id string) (end uint64, ok bool) {
 
 // Append implements engine.Log.
 func (l *log) Append(ctx context.Context, entries []engine.Entry, mode engine.AppendMode) ([]engine.Result, error) {
-	if err := l.admit(ctx, entries); err != nil || len(entries) == 0 {
+	if err := l.admit(ctx); err != nil || len(entries) == 0 {
 		return nil, err
 	}
 	var failed <-chan struct{} // never, without a store
@@ -142,8 +142,8 @@ func (l *log) Append(ctx context.Context, entries []engine.Entry, mode engine.Ap
 	}
 }
 
-// admit refuses what cannot be stored now or ever, before it waits in line.
-func (l *log) admit(ctx context.Context, entries []engine.Entry) error {
+// admit refuses what cannot be stored now, before it waits in line.
+func (l *log) admit(ctx context.Context) error {
 	switch {
 	case l.e.ctx.Err() != nil:
 		return engine.ErrClosed
@@ -151,11 +151,6 @@ func (l *log) admit(ctx context.Context, entries []engine.Entry) error {
 		return ctx.Err()
 	case l.st != nil:
 		return l.writable()
-	}
-	for i := range entries {
-		if entries[i].Conditional {
-			return engine.ErrNoHistory
-		}
 	}
 	return nil
 }
