@@ -1,10 +1,8 @@
 package runnel_test
 
 import (
-	"context"
 	"errors"
 	"fmt"
-	"os"
 	"sync"
 	"testing"
 	"time"
@@ -252,47 +250,4 @@ func TestStartPositions(t *testing.T) {
 			}
 		})
 	}
-}
-
-func exampleDir() string {
-	dir, err := os.MkdirTemp("", "runnel-example-")
-	if err != nil {
-		panic(err)
-	}
-	return dir
-}
-
-func ExampleClient_Subscribe() {
-	ctx := context.Background()
-	s, err := server.New(server.Config{Listen: "127.0.0.1:0", Admin: "off", Dev: true, Data: exampleDir(), Defaults: server.Namespace{History: "memory"}})
-	if err != nil {
-		fmt.Println(err)
-		return
-	}
-	ctx, stop := context.WithCancel(ctx)
-	var group sync.WaitGroup
-	group.Go(func() { s.Run(ctx) })
-	defer group.Wait()
-	defer stop()
-
-	client, err := runnel.Dial(s.Addr().String())
-	if err != nil {
-		fmt.Println(err)
-		return
-	}
-	defer client.Close()
-	if _, err := client.Publish(ctx, "quotes.AAPL", []byte("187.20")); err != nil {
-		fmt.Println(err)
-		return
-	}
-	sub, err := client.Subscribe(ctx, "quotes.>", runnel.From(runnel.Earliest()))
-	if err != nil {
-		fmt.Println(err)
-		return
-	}
-	for event, err := range sub.Events(ctx) {
-		fmt.Println(event.Topic, string(event.Payload), err)
-		break
-	}
-	// Output: quotes.AAPL 187.20 <nil>
 }

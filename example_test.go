@@ -1,0 +1,243 @@
+package runnel_test
+
+import (
+	"context"
+	"fmt"
+	"log"
+	"os"
+	"sync"
+
+	"github.com/runnelhq/runnel"
+	"github.com/runnelhq/runnel/server"
+)
+
+// exampleServer runs a server for one example; in a test, runneltest.Start does it in one line.
+func exampleServer() (addr string, stop func()) {
+	dir, err := os.MkdirTemp("", "runnel-example-")
+	if err != nil {
+		log.Fatal(err)
+	}
+	s, err := server.New(server.Config{
+		Listen: "127.0.0.1:0", Admin: "off", Data: dir, Dev: true, Defaults: server.Namespace{History: "memory"},
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	var group sync.WaitGroup
+	group.Go(func() {
+		if err := s.Run(ctx); err != nil {
+			log.Print(err)
+		}
+	})
+	return s.Addr().String(), func() {
+		cancel()
+		group.Wait()
+		os.RemoveAll(dir)
+	}
+}
+
+func exampleClient() (client *runnel.Client, stop func()) {
+	addr, stopServer := exampleServer()
+	client, err := runnel.Dial(addr)
+	if err != nil {
+		log.Fatal(err)
+	}
+	return client, func() {
+		client.Close()
+		stopServer()
+	}
+}
+
+func ExampleDial() {
+	addr, stop := exampleServer()
+	defer stop()
+
+	client, err := runnel.Dial(addr, runnel.WithClientID("ticker-7"))
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer client.Close()
+	ack, err := client.Publish(context.Background(), "quotes.AAPL", []byte("187.20"))
+	fmt.Println(ack.Position.Offset, err)
+	// Output: 1 <nil>
+}
+
+func ExampleClient_Publish() {
+	client, stop := exampleClient()
+	defer stop()
+	ctx := context.Background()
+
+	// The same id again, for example after a crash, is the same event.
+	for range 2 {
+		ack, err := client.Publish(ctx, "orders.7", []byte("buy"), runnel.ID("order-7"))
+		fmt.Println(ack.Position.Offset, ack.Duplicate, err)
+	}
+	// Only if nobody was faster.
+	_, err := client.Publish(ctx, "orders.7", []byte("sell"), runnel.Expect(0))
+	fmt.Println(err)
+	// Output:
+	// 1 false <nil>
+	// 1 true <nil>
+	// OFFSET_CONFLICT: the topic's newest event is at offset 1
+}
+
+func ExampleClient_Publisher() {
+	client, stop := exampleClient()
+	defer stop()
+	ctx := context.Background()
+
+	p, err := client.Publisher(ctx)
+	if err != nil {
+		log.Fatal(err)
+	}
+	var last *runnel.Receipt
+	for i := range 1000 {
+		if last, err = p.Publish(ctx, "ticks.EURUSD", fmt.Append(nil, i)); err != nil {
+			log.Fatal(err)
+		}
+	}
+	ack, err := last.Wait(ctx)
+	fmt.Println(ack.Position.Offset, err)
+	fmt.Println(p.Close(ctx))
+	// Output:
+	// 1000 <nil>
+	// <nil>
+}
+
+func ExampleClient_Upload() {
+	client, stop := exampleClient()
+	defer stop()
+
+	up, err := client.Upload(context.Background())
+	if err != nil {
+		log.Fatal(err)
+	}
+	for i := range 3 {
+		if err := up.Send("logs.app", fmt.Appendf(nil, "line %d", i)); err != nil {
+			log.Fatal(err)
+		}
+	}
+	sum, err := up.Close()
+	fmt.Println(sum.Accepted, sum.Last.Offset, err)
+	// Output: 3 3 <nil>
+}
+
+func ExampleClient_Subscribe() {
+	client, stop := exampleClient()
+	defer stop()
+	ctx := context.Background()
+	for _, price := range []string{"187.20", "187.25"} {
+		if _, err := client.Publish(ctx, "quotes.AAPL", []byte(price)); err != nil {
+			log.Fatal(err)
+		}
+	}
+
+	sub, err := client.Subscribe(ctx, "quotes.>", runnel.From(runnel.Earliest()))
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer sub.Close()
+	for event, err := range sub.Events(ctx) {
+		fmt.Println(event.Topic, string(event.Payload), err)
+		if sub.Position().Offset == 2 {
+			break
+		}
+	}
+	// Output:
+	// quotes.AAPL 187.20 <nil>
+	// quotes.AAPL 187.25 <nil>
+}
+
+// A position is text that another process can resume from.
+func ExampleSubscription_Position() {
+	client, stop := exampleClient()
+	defer stop()
+	ctx := context.Background()
+	for i := range 3 {
+		if _, err := client.Publish(ctx, "jobs.build", fmt.Append(nil, i)); err != nil {
+			log.Fatal(err)
+		}
+	}
+	sub, err := client.Subscribe(ctx, "jobs.>", runnel.From(runnel.Earliest()))
+	if err != nil {
+		log.Fatal(err)
+	}
+	if _, err := sub.Next(ctx); err != nil {
+		log.Fatal(err)
+	}
+	saved := sub.Position().String()
+	sub.Close()
+
+	position, err := runnel.ParsePosition(saved)
+	if err != nil {
+		log.Fatal(err)
+	}
+	sub, err = client.Subscribe(ctx, "jobs.>", runnel.From(runnel.After(position)))
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer sub.Close()
+	event, err := sub.Next(ctx)
+	fmt.Println(string(event.Payload), err)
+	// Output: 1 <nil>
+}
+
+func ExampleClient_Session() {
+	client, stop := exampleClient()
+	defer stop()
+	ctx := context.Background()
+
+	s, err := client.Session(ctx)
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer s.Close()
+	commands, err := s.Subscribe(ctx, "device.7.commands")
+	if err != nil {
+		log.Fatal(err)
+	}
+	if _, err := s.Publish(ctx, "device.7.commands", []byte("reboot")); err != nil {
+		log.Fatal(err)
+	}
+	event, err := commands.Next(ctx)
+	fmt.Println(string(event.Payload), err)
+	// Output: reboot <nil>
+}
+
+func ExampleClient_History() {
+	client, stop := exampleClient()
+	defer stop()
+	ctx := context.Background()
+	for i := range 5 {
+		if _, err := client.Publish(ctx, "logs.app", fmt.Appendf(nil, "line %d", i)); err != nil {
+			log.Fatal(err)
+		}
+	}
+	for event, err := range client.History(ctx, "logs.app", runnel.Begin(runnel.LastN(2))) {
+		fmt.Println(event.Position.Offset, string(event.Payload), err)
+	}
+	// Output:
+	// 4 line 3 <nil>
+	// 5 line 4 <nil>
+}
+
+func ExampleClient_Topics() {
+	client, stop := exampleClient()
+	defer stop()
+	ctx := context.Background()
+	for _, name := range []string{"quotes.MSFT", "quotes.AAPL"} {
+		if _, err := client.Publish(ctx, name, []byte("1")); err != nil {
+			log.Fatal(err)
+		}
+	}
+	for topic, err := range client.Topics(ctx, "quotes.*") {
+		fmt.Println(topic.Name, topic.Newest, err)
+	}
+	one, err := client.Topic(ctx, "quotes.MSFT")
+	fmt.Println(string(one.Last.Payload), err)
+	// Output:
+	// quotes.AAPL 2 <nil>
+	// quotes.MSFT 1 <nil>
+	// 1 <nil>
+}
