@@ -66,6 +66,35 @@ func TestDefaults(t *testing.T) {
 	}
 }
 
+// A field of server.Config that is added must get a key, or be named here.
+func TestEveryFieldHasAKey(t *testing.T) {
+	notKeys := []string{"Limits", "Defaults", "Namespaces", "Logger", "Listener"}
+	var want []string
+	for f := range reflect.TypeFor[server.Config]().Fields() {
+		if !slices.Contains(notKeys, f.Name) {
+			want = append(want, f.Name)
+		}
+	}
+	for f := range reflect.TypeFor[server.Limits]().Fields() {
+		want = append(want, "limits."+f.Name)
+	}
+	for f := range reflect.TypeFor[server.Namespace]().Fields() {
+		want = append(want, "defaults."+f.Name)
+	}
+	var got []string
+	for _, key := range fixedKeys() {
+		if !strings.HasPrefix(key, "log_") { // these make the Logger
+			got = append(got, key)
+		}
+	}
+	plain := func(s string) string { return strings.ToLower(strings.ReplaceAll(s, "_", "")) }
+	slices.SortFunc(want, func(a, b string) int { return strings.Compare(plain(a), plain(b)) })
+	slices.SortFunc(got, func(a, b string) int { return strings.Compare(plain(a), plain(b)) })
+	if !slices.EqualFunc(got, want, func(a, b string) bool { return plain(a) == plain(b) }) {
+		t.Errorf("keys   %v\nfields %v", got, want)
+	}
+}
+
 func TestLaterLayersWin(t *testing.T) {
 	path := write(t, "listen: 127.0.0.1:1\nadmin: 127.0.0.1:1\ndata: file\nlog_format: json\nlimits:\n  max_subscriptions: 7\n")
 	c := good(t, path, []string{"--listen=127.0.0.1:3", "--dev", "--insecure=false"},
