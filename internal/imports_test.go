@@ -56,7 +56,7 @@ var rooms = []room{
 		"main is three lines"},
 	{"runneltest", ". api/runnel/v1 server",
 		"a user's test gets what a user gets"},
-	{"e2e", ". api/runnel/v1 server runneltest internal/history internal/topic",
+	{"e2e", ". api/runnel/v1 server runneltest",
 		"from outside means from outside"},
 }
 

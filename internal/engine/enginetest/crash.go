@@ -1,0 +1,3 @@
+package enginetest
+
+var crashCases, failureCases, faultRuns []testCase

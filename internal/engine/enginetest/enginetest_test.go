@@ -1,0 +1,5 @@
+package enginetest
+
+import "testing"
+
+func TestModel(t *testing.T) { Run(t, modelFactory("")) }
