@@ -117,7 +117,7 @@ func TestUnreadableDirectory(t *testing.T) {
 
 // A start that was cut short at any operation can be repeated.
 func TestInterruptedFirstStart(t *testing.T) {
-	for n := range 60 {
+	for n := 0; ; n++ {
 		f := newFaults(vfs.NewMem())
 		left := n
 		fail := func(errorfs.Op) error {
@@ -133,7 +133,7 @@ func TestInterruptedFirstStart(t *testing.T) {
 			if err := e.Close(); err != nil {
 				t.Error(err)
 			}
-			break
+			return
 		}
 		f.fail.Store(nil)
 		open(t, f, "data", window(engine.HistoryDisk))

@@ -74,13 +74,23 @@ func newStore(dir string, fs vfs.FS, table uint64, cache int64, memory bool, log
 // open opens the database. The caller holds mu, or nobody else knows the store.
 func (s *store) open(readOnly bool) error {
 	g := &guard{FS: s.fs, failed: s.fail}
-	db, err := pebble.Open(s.dir, s.options(g, readOnly))
+	db, err := openPebble(s.dir, s.options(g, readOnly))
 	if err != nil {
 		return err
 	}
 	s.db, s.guard = db, g
 	g.serving.Store(true)
 	return nil
+}
+
+// openPebble turns into errors what pebble.Open answers some failing syncs with: it cleans up, and panics.
+func openPebble(dir string, o *pebble.Options) (db *pebble.DB, err error) {
+	defer func() {
+		if r := recover(); r != nil {
+			db, err = nil, fmt.Errorf("pebble: %v", r)
+		}
+	}()
+	return pebble.Open(dir, o)
 }
 
 func (s *store) options(g *guard, readOnly bool) *pebble.Options {
@@ -107,6 +117,9 @@ func (s *store) options(g *guard, readOnly bool) *pebble.Options {
 			WriteStallBegin: func(i pebble.WriteStallBeginInfo) { s.logger.Warn("writes stall", "reason", i.Reason) },
 		},
 	}
+	// The usual scheduler has a goroutine that outlives a pebble.Open that fails, and there may be many of those. Compactions
+	// get their turn without it: whenever a flush or another compaction ends.
+	o.Experimental.CompactionScheduler = pebble.NewConcurrencyLimitSchedulerWithNoPeriodicGrantingForTest()
 	for i := range o.TargetFileSizes {
 		// Small disks need small tables: a compaction needs room for its output beside its input.
 		o.TargetFileSizes[i] = max(256<<10, min(2<<20, int64(s.table)/4)) << min(i, 3)
@@ -217,6 +230,9 @@ func (s *store) reopen(writable error, load func(*pebble.DB) error) error {
 	}
 	err := writable
 	if err == nil {
+		err = s.probe()
+	}
+	if err == nil {
 		err = s.open(false)
 	}
 	if err != nil {
@@ -231,6 +247,17 @@ func (s *store) reopen(writable error, load func(*pebble.DB) error) error {
 		return err
 	}
 	return s.failure()
+}
+
+// probe finds out whether the directory can be written: pebble.Open takes that for granted, and retries without end.
+func (s *store) probe() error {
+	path := s.fs.PathJoin(s.dir, "probe")
+	f, err := s.fs.Create(path, vfs.WriteCategoryUnspecified)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(make([]byte, 64<<10))
+	return errors.Join(err, f.Sync(), f.Close(), s.fs.Remove(path), syncDirectory(s.fs, s.dir))
 }
 
 // closeDB closes the database, if it is open. The caller holds mu, or is the last one.
