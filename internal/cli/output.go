@@ -5,8 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"os"
-	"strings"
+	"strconv"
 	"time"
 	"unicode"
 	"unicode/utf8"
@@ -18,102 +17,96 @@ import (
 	runnelv1 "github.com/runnelhq/runnel/api/runnel/v1"
 )
 
-// eventJSON is an event in protobuf's JSON, and text and epoch besides.
-type eventJSON struct {
-	EventID     string            `json:"eventId,omitempty"`
-	Payload     []byte            `json:"payload,omitempty"`
-	Timestamp   int64             `json:"timestamp,omitempty,string"`
-	Topic       string            `json:"topic,omitempty"`
-	Offset      uint64            `json:"offset,omitempty,string"`
-	Key         string            `json:"key,omitempty"`
-	ContentType string            `json:"contentType,omitempty"`
-	Headers     map[string]string `json:"headers,omitempty"`
-	Publisher   string            `json:"publisher,omitempty"`
-	Text        string            `json:"text,omitempty"`
-	Epoch       string            `json:"epoch,omitempty"`
-}
-
-func jsonOf(e runnel.Event) eventJSON {
-	j := eventJSON{
-		EventID: e.ID, Payload: e.Payload, Timestamp: e.Time.UnixMilli(), Topic: e.Topic, Offset: e.Position.Offset,
-		Key: e.Key, ContentType: e.ContentType, Headers: e.Headers, Publisher: e.Publisher, Epoch: e.Position.Epoch,
-	}
-	if utf8.Valid(e.Payload) {
-		j.Text = string(e.Payload)
-	}
-	return j
-}
-
-// printer writes events and notices, one a line. It buffers; flush writes.
+// printer writes events and notices, one a line. It buffers up to 64 KiB; flush writes. It belongs to one goroutine.
 type printer struct {
-	w    *bufio.Writer
-	json bool
-	enc  *json.Encoder
+	w       *bufio.Writer
+	notices io.Writer // where notices go that are not JSON
+	json    bool
+	line    []byte
 }
 
-func newPrinter(w io.Writer, asJSON bool) *printer {
-	p := &printer{w: bufio.NewWriterSize(w, 64<<10), json: asJSON}
-	p.enc = json.NewEncoder(p.w)
-	p.enc.SetEscapeHTML(false)
-	return p
+// printer prints on stdout; without JSON, notices go to stderr, so that stdout holds events only.
+func (a *app) printer(asJSON bool) *printer {
+	return &printer{w: bufio.NewWriterSize(a.out, 64<<10), notices: a.err, json: asJSON}
 }
 
 func (p *printer) flush() error { return p.w.Flush() }
 
-func (p *printer) event(e runnel.Event) error {
+func (p *printer) event(e *runnel.Event) error {
+	b := p.line[:0]
 	if p.json {
-		return p.enc.Encode(jsonOf(e))
+		b = appendEvent(b, e)
+	} else {
+		b = e.Time.AppendFormat(b, "2006-01-02 15:04:05.000 ")
+		b = append(append(b, e.Topic...), ' ')
+		b = append(strconv.AppendUint(b, e.Position.Offset, 10), ' ')
+		b = appendShown(b, e.Payload)
 	}
-	_, err := fmt.Fprintf(p.w, "%s %s %d %s\n", e.Time.Format("15:04:05.000"), e.Topic, e.Position.Offset, shown(e.Payload))
+	p.line = append(b, '\n')
+	_, err := p.w.Write(p.line)
+	return err
+}
+
+func (p *printer) topic(t *runnel.Topic) error {
+	p.line = append(appendTopic(p.line[:0], t), '\n')
+	_, err := p.w.Write(p.line)
 	return err
 }
 
 func (p *printer) notice(n *runnel.Notice) error {
 	if p.json {
-		return p.proto("notice", &runnelv1.Notice{
+		return p.message("notice", &runnelv1.Notice{
 			Kind: runnelv1.NoticeKind(runnelv1.NoticeKind_value["NOTICE_KIND_"+n.Kind]), From: n.From, To: n.To, Count: n.Count, Reason: n.Reason,
 		})
 	}
-	_, err := fmt.Fprintf(p.w, "-- %s offsets %d to %d, %d events: %s\n", n.Kind, n.From, n.To, n.Count, n.Reason)
+	if err := p.flush(); err != nil { // what came before it is shown before it
+		return err
+	}
+	text := fmt.Sprintf("notice %s", n.Kind)
+	if n.To > 0 {
+		text += fmt.Sprintf(", offsets %d to %d", n.From, n.To)
+	}
+	if n.Count > 0 {
+		text += fmt.Sprintf(", %d events", n.Count)
+	}
+	if n.Reason != "" {
+		text += ": " + n.Reason
+	}
+	_, err := fmt.Fprintf(p.notices, "runnel: %s\n", oneLine(text))
 	return err
 }
 
-// proto writes a message in protobuf's JSON, under a name if there is one.
-func (p *printer) proto(name string, m proto.Message) error {
+// message writes a message in protobuf's JSON, under a name if there is one.
+func (p *printer) message(name string, m proto.Message) error {
 	b, err := protojson.Marshal(m)
 	if err != nil {
 		return err
 	}
-	if name == "" {
-		return p.enc.Encode(json.RawMessage(b))
+	var v any = json.RawMessage(b) // encoding it takes out the spaces that protojson varies on purpose
+	if name != "" {
+		v = map[string]any{name: v}
 	}
-	return p.enc.Encode(map[string]json.RawMessage{name: b})
+	enc := json.NewEncoder(p.w)
+	enc.SetEscapeHTML(false)
+	return enc.Encode(v)
 }
 
-// shown is a payload for a terminal: text with everything escaped that could drive the terminal, or its size.
-func shown(b []byte) string {
-	if !utf8.Valid(b) {
-		return fmt.Sprintf("<%d bytes>", len(b))
+// appendShown appends a payload for people: text with everything escaped that could drive a terminal, or its size.
+func appendShown(b, payload []byte) []byte {
+	if !utf8.Valid(payload) {
+		return fmt.Appendf(b, "<%d bytes>", len(payload))
 	}
-	var s strings.Builder
-	for _, r := range string(b) {
-		if unicode.IsPrint(r) || r == ' ' {
-			s.WriteRune(r)
-			continue
+	for len(payload) > 0 {
+		r, size := utf8.DecodeRune(payload)
+		if unicode.IsPrint(r) {
+			b = append(b, payload[:size]...)
+		} else {
+			quoted := strconv.QuoteRune(r)
+			b = append(b, quoted[1:len(quoted)-1]...)
 		}
-		fmt.Fprintf(&s, "\\x%02x", r)
+		payload = payload[size:]
 	}
-	return s.String()
-}
-
-// terminal says whether w is one.
-func terminal(w io.Writer) bool {
-	f, ok := w.(*os.File)
-	if !ok {
-		return false
-	}
-	info, err := f.Stat()
-	return err == nil && info.Mode()&os.ModeCharDevice != 0
+	return b
 }
 
 // progress shows a line about long work on a terminal, and nothing in a pipe.
@@ -123,6 +116,8 @@ type progress struct {
 	last time.Time
 }
 
+func (a *app) progress() *progress { return &progress{w: a.err, on: isTerminal(a.err)} }
+
 func (p *progress) show(format string, args ...any) {
 	if p.on && time.Since(p.last) > 200*time.Millisecond {
 		p.last = time.Now()
@@ -130,8 +125,10 @@ func (p *progress) show(format string, args ...any) {
 	}
 }
 
-func (p *progress) done() {
+// clear takes the line away.
+func (p *progress) clear() {
 	if p.on && !p.last.IsZero() {
+		p.last = time.Time{}
 		fmt.Fprint(p.w, "\r\x1b[K")
 	}
 }

@@ -1,193 +1,286 @@
 package cli
 
 import (
-	"bufio"
-	"bytes"
 	"context"
-	"encoding/csv"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"path/filepath"
-	"regexp"
-	"slices"
-	"strconv"
 	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/runnelhq/runnel"
+	"github.com/runnelhq/runnel/internal/topic"
 )
 
+// replayFlags are the flags of replay.
+type replayFlags struct {
+	topic, key, timeColumn, payloadColumn, format, onError string
+	speed                                                  float64
+}
+
 func (a *app) replay() *cobra.Command {
-	r := &replayer{a: a}
+	var flags replayFlags
 	c := &cobra.Command{
 		Use:   "replay FILE",
 		Short: "Publish the rows of a CSV or NDJSON file at the pace of their timestamps",
-		Long: "Each row becomes an event: a JSON object of its columns, in their order. {column} in --topic and --key is filled in from\n" +
-			"the row. CSV needs a header row; NDJSON has an object a line. The timestamp column holds RFC 3339, or Unix seconds or milliseconds.",
+		Long: "Each row becomes an event whose payload is a JSON object: of a CSV file's columns, all as strings, or the NDJSON line\n" +
+			"itself. {column} in --topic and --key stands for the row's value. The timestamps are RFC 3339, or Unix seconds or\n" +
+			"milliseconds; the first row is published at once, and each other as long after it as was recorded, divided by --speed.\n" +
+			"A malformed row, or one that the server refuses, is named by its line on stderr.",
 		Example: "  runnel replay ticks.csv --topic 'quotes.{symbol}' --speed 10",
 		Args:    args(1, 1, "one file"),
 	}
 	f := c.Flags()
-	f.StringVar(&r.topic, "topic", "", "where to publish, for example 'quotes.{symbol}' (required)")
-	f.StringVar(&r.key, "key", "", "conflation key, for example '{symbol}'")
-	f.Float64Var(&r.speed, "speed", 1, "how much faster than recorded; 0: as fast as possible")
-	f.StringVar(&r.timeColumn, "time-column", "", "column of the timestamp (default timestamp, time or ts)")
-	f.StringVar(&r.format, "format", "", "csv or ndjson (default by the file's name)")
-	f.StringVar(&r.onError, "on-error", "stop", "malformed row: stop or skip")
+	f.StringVar(&flags.topic, "topic", "", "where to publish, for example 'quotes.{symbol}' (required)")
+	f.StringVar(&flags.key, "key", "", "conflation key, for example '{symbol}'")
+	f.Float64Var(&flags.speed, "speed", 1, "how much faster than recorded; 0: as fast as possible")
+	f.StringVar(&flags.timeColumn, "time-column", "", "column of the timestamp (default timestamp, time or ts)")
+	f.StringVar(&flags.payloadColumn, "payload-column", "", "column that is the payload (default the whole row as JSON)")
+	f.StringVar(&flags.format, "format", "", "csv or ndjson (default by the file's name: .ndjson, .jsonl and .json, else csv)")
+	f.StringVar(&flags.onError, "on-error", "stop", "what to do about a malformed row: stop or skip")
 	c.RunE = func(c *cobra.Command, args []string) error {
-		if r.topic == "" {
-			return usagef("--topic is missing: say where to publish, for example --topic 'quotes.{symbol}'")
+		if err := flags.check(args[0]); err != nil {
+			return err
 		}
-		if r.speed < 0 {
-			return usagef("--speed cannot be negative")
-		}
-		if r.onError != "stop" && r.onError != "skip" {
-			return usagef("bad --on-error %q: it must be stop or skip", r.onError)
-		}
-		if r.format == "" {
-			r.format = "csv"
-			if ext := filepath.Ext(args[0]); ext == ".ndjson" || ext == ".jsonl" || ext == ".json" {
-				r.format = "ndjson"
-			}
-		}
-		if r.format != "csv" && r.format != "ndjson" {
-			return usagef("bad --format %q: it must be csv or ndjson", r.format)
-		}
-		return r.run(c.Context(), args[0])
+		return a.replayFile(c.Context(), args[0], flags)
 	}
 	return c
 }
 
-// replayer is one run of replay.
-type replayer struct {
-	a                                       *app
-	topic, key, timeColumn, format, onError string
-	speed                                   float64
-
-	begin, first time.Time // of the replay, of the recording
-	rows         int
-	skipped      int
+func (flags *replayFlags) check(path string) error {
+	switch {
+	case flags.topic == "":
+		return usagef("--topic is missing: say where to publish, for example --topic 'quotes.{symbol}'")
+	case !(flags.speed >= 0) || math.IsInf(flags.speed, 0):
+		return usagef("bad --speed %v: it must be a number from 0 on", flags.speed)
+	case flags.onError != "stop" && flags.onError != "skip":
+		return usagef("bad --on-error %q: it must be stop or skip", flags.onError)
+	}
+	if _, err := topic.Parse(placeholder.ReplaceAllString(flags.topic, "x")); err != nil {
+		return usageError{err}
+	}
+	if flags.format == "" {
+		flags.format = "csv"
+		switch strings.ToLower(filepath.Ext(path)) {
+		case ".ndjson", ".jsonl", ".json":
+			flags.format = "ndjson"
+		}
+	}
+	if flags.format != "csv" && flags.format != "ndjson" {
+		return usagef("bad --format %q: it must be csv or ndjson", flags.format)
+	}
+	return nil
 }
 
-// row is one row: its columns in order, and the line it is on.
-type row struct {
-	line   int
-	names  []string
-	values map[string]string
-	json   []byte
-}
-
-// errRow is a malformed row.
-type errRow struct {
-	line int
-	err  error
-}
-
-func (e *errRow) Error() string { return fmt.Sprintf("line %d: %v", e.line, e.err) }
-
-func (r *replayer) run(ctx context.Context, path string) error {
+// replayFile publishes a file and prints the summary, also when it stops early.
+func (a *app) replayFile(ctx context.Context, path string, flags replayFlags) error {
 	file, err := os.Open(path)
 	if err != nil {
 		return err
 	}
 	defer file.Close()
-	read, err := r.reader(file)
-	if err != nil {
-		return fmt.Errorf("%s: %w", path, err)
+	in := &countingReader{r: file}
+	if info, err := file.Stat(); err == nil {
+		in.size = info.Size()
 	}
-	client, err := r.a.dial()
+	read := readNDJSON(ctx, in)
+	if flags.format == "csv" {
+		if read, err = readCSV(in); err != nil {
+			return fmt.Errorf("%s: %w", path, err)
+		}
+	}
+	client, err := a.dial()
 	if err != nil {
 		return err
 	}
 	defer client.Close()
-	p, err := client.Publisher(ctx)
+	bar := a.progress()
+	ctx, giveUp := context.WithCancelCause(ctx)
+	defer giveUp(nil)
+	s, err := client.Session(ctx, a.outage(giveUp))
 	if err != nil {
 		return err
 	}
-	bar := &progress{w: r.a.err, on: terminal(r.a.err)}
-	failure := r.pump(ctx, read, p, bar)
-	bar.done()
-	end, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
-	defer cancel()
-	err = p.Close(end) // what was sent is awaited, also after an interrupt
-	fmt.Fprintf(r.a.out, "%d rows published, %d skipped, in %v\n", r.rows, r.skipped, time.Since(r.begin).Round(time.Millisecond))
-	if failure != nil {
-		return failure
+	defer s.Close()
+	r := &replayer{replayFlags: flags, a: a, session: s, in: in, bar: bar}
+	if err = r.run(ctx, read); errors.Is(err, context.Canceled) {
+		err = context.Cause(ctx)
+	}
+	bar.clear()
+	fmt.Fprintf(a.out, "%d rows published, %d skipped, in %v\n", r.published, r.skipped, time.Since(r.begin).Round(time.Millisecond))
+	var bad *rowError
+	if errors.As(err, &bad) {
+		return fmt.Errorf("%s: line %d: %s; correct it, or pass over such rows with --on-error skip", path, bad.line, a.explain(bad.err))
 	}
 	return err
 }
 
-func (r *replayer) pump(ctx context.Context, read func() (*row, error), p *runnel.Publisher, bar *progress) error {
+// countingReader knows how much of a file was read.
+type countingReader struct {
+	r       io.Reader
+	n, size int64
+}
+
+// Read implements io.Reader.
+func (c *countingReader) Read(b []byte) (int, error) {
+	n, err := c.r.Read(b)
+	c.n += int64(n)
+	return n, err
+}
+
+// replayer is one run of replay. It belongs to one goroutine.
+type replayer struct {
+	replayFlags
+	a       *app
+	session *runnel.Session
+	in      *countingReader
+	bar     *progress
+
+	begin, first       time.Time // of this run, of the recording
+	sent               []sentRow // not yet known to be stored, in order; as many as the session allows on their way
+	published, skipped int
+}
+
+// sentRow is a row on its way.
+type sentRow struct {
+	line    int
+	receipt *runnel.Receipt
+}
+
+// replayEnd is how long rows on their way are waited for after an interrupt.
+const replayEnd = 5 * time.Second
+
+func (r *replayer) run(ctx context.Context, read rows) error {
 	r.begin = time.Now()
-	var last *runnel.Receipt
+	err := r.pump(ctx, read)
+	end, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	defer cancel()
+	defer context.AfterFunc(ctx, func() { time.AfterFunc(replayEnd, cancel) })()
+	for len(r.sent) > 0 {
+		if late := r.settle(end); err == nil {
+			err = late
+		}
+	}
+	return err
+}
+
+// pump reads and sends until the end, or the first row that stops it.
+func (r *replayer) pump(ctx context.Context, read rows) error {
 	for {
 		one, err := read()
 		if errors.Is(err, io.EOF) {
 			return nil
 		}
 		if err == nil {
-			last, err = r.publish(ctx, one, p, last)
+			err = r.send(ctx, one)
 		}
-		var bad *errRow
-		switch {
-		case err == nil:
-			r.rows++
-			bar.show("%d rows, %d skipped", r.rows, r.skipped)
-		case errors.As(err, &bad) && r.onError == "skip":
-			r.skipped++
-			fmt.Fprintf(r.a.err, "runnel: skipped %v\n", bad)
-		default:
+		if err = r.pass(err); err != nil {
 			return err
 		}
+		for err == nil && len(r.sent) > 0 && isDone(r.sent[0].receipt) {
+			err = r.settle(ctx)
+		}
+		if err != nil {
+			return err
+		}
+		r.bar.show("%d rows, %d skipped, %d %%", r.published, r.skipped, 100*r.in.n/max(r.in.size, 1))
 	}
 }
 
-// publish waits until the row is due and sends it. A row before that was refused is reported here.
-func (r *replayer) publish(ctx context.Context, one *row, p *runnel.Publisher, last *runnel.Receipt) (*runnel.Receipt, error) {
-	if last != nil {
-		select {
-		case <-last.Done():
-			if _, err := last.Wait(ctx); err != nil {
-				return nil, err
-			}
-		default:
+// pass passes over a malformed row, if that is wanted.
+func (r *replayer) pass(err error) error {
+	var bad *rowError
+	if err == nil || !errors.As(err, &bad) || r.onError != "skip" {
+		return err
+	}
+	r.skipped++
+	r.bar.clear()
+	fmt.Fprintf(r.a.err, "runnel: skipped line %d: %s\n", bad.line, r.a.explain(bad.err))
+	return nil
+}
+
+// settle waits for the oldest row on its way.
+func (r *replayer) settle(ctx context.Context) error {
+	one := r.sent[0]
+	r.sent = r.sent[1:]
+	if _, err := one.receipt.Wait(ctx); err != nil {
+		var e *runnel.Error
+		if errors.As(err, &e) && e.FromServer {
+			err = &rowError{one.line, err}
 		}
+		return r.pass(err)
 	}
-	topic, err := fill(r.topic, one.values)
+	r.published++
+	return nil
+}
+
+func isDone(r *runnel.Receipt) bool {
+	select {
+	case <-r.Done():
+		return true
+	default:
+		return false
+	}
+}
+
+// send waits until a row is due and sends it.
+func (r *replayer) send(ctx context.Context, one *row) error {
+	name, payload, opts, err := r.event(one)
 	if err != nil {
-		return last, &errRow{one.line, err}
+		return &rowError{one.line, err}
 	}
-	if bad := badTopic(topic); bad != nil {
-		return last, &errRow{one.line, bad}
-	}
-	key, err := fill(r.key, one.values)
-	if err != nil {
-		return last, &errRow{one.line, err}
-	}
-	at, err := r.time(one)
-	if err != nil {
-		return last, &errRow{one.line, err}
+	at, err := one.time(r.timeColumn)
+	if err != nil && (r.speed > 0 || !errors.Is(err, errNoTime)) {
+		return &rowError{one.line, err}
 	}
 	if err := r.pace(ctx, at); err != nil {
-		return last, err
+		return err
 	}
-	return p.Publish(ctx, topic, one.json, runnel.Key(key), runnel.ContentType("application/json"))
+	receipt, err := r.session.Publish(ctx, name, payload, opts...)
+	if err != nil {
+		return err
+	}
+	r.sent = append(r.sent, sentRow{one.line, receipt})
+	return nil
 }
 
-func (r *replayer) pace(ctx context.Context, at time.Time) error {
-	if r.first.IsZero() {
-		r.first = at
+// event is what a row becomes.
+func (r *replayer) event(one *row) (name string, payload []byte, opts []runnel.PublishOption, err error) {
+	if name, err = one.fill(r.topic); err != nil {
+		return "", nil, nil, err
 	}
+	if _, err := topic.Parse(name); err != nil {
+		return "", nil, nil, err
+	}
+	key, err := one.fill(r.key)
+	if err != nil {
+		return "", nil, nil, err
+	}
+	if r.payloadColumn == "" {
+		return name, one.json, []runnel.PublishOption{runnel.Key(key), runnel.ContentType("application/json")}, nil
+	}
+	value, ok := one.columns[r.payloadColumn]
+	if !ok {
+		return "", nil, nil, fmt.Errorf("there is no column %s", r.payloadColumn)
+	}
+	return name, []byte(value), []runnel.PublishOption{runnel.Key(key)}, nil
+}
+
+// pace waits until a row recorded at this time is due. A row out of order is due at once.
+func (r *replayer) pace(ctx context.Context, at time.Time) error {
 	if r.speed == 0 {
 		return ctx.Err()
 	}
-	due := r.begin.Add(time.Duration(float64(at.Sub(r.first)) / r.speed))
-	wait := time.Until(due)
+	if r.first.IsZero() {
+		r.first = at
+	}
+	after := min(float64(at.Sub(r.first))/r.speed, math.MaxInt64/2)
+	wait := time.Until(r.begin.Add(time.Duration(after)))
 	if wait <= 0 {
 		return ctx.Err()
 	}
@@ -198,147 +291,5 @@ func (r *replayer) pace(ctx context.Context, at time.Time) error {
 		return nil
 	case <-ctx.Done():
 		return ctx.Err()
-	}
-}
-
-var timeColumns = []string{"timestamp", "time", "ts"}
-
-func (r *replayer) time(one *row) (time.Time, error) {
-	columns := timeColumns
-	if r.timeColumn != "" {
-		columns = []string{r.timeColumn}
-	}
-	for _, c := range columns {
-		if v, ok := one.values[c]; ok {
-			return parseTime(v)
-		}
-	}
-	return time.Time{}, fmt.Errorf("there is no column %s", strings.Join(columns, ", "))
-}
-
-// parseTime reads RFC 3339, or Unix seconds or milliseconds: the latter from 1e11 on, which as seconds is beyond the year 5000.
-func parseTime(s string) (time.Time, error) {
-	if t, err := time.Parse(time.RFC3339Nano, s); err == nil {
-		return t, nil
-	}
-	f, err := strconv.ParseFloat(s, 64)
-	if err != nil || f < 0 || f > 1e15 {
-		return time.Time{}, fmt.Errorf("bad timestamp %q", s)
-	}
-	if f >= 1e11 {
-		f /= 1000
-	}
-	return time.UnixMicro(int64(f * 1e6)), nil
-}
-
-var placeholder = regexp.MustCompile(`\{[^{}]*\}`)
-
-// fill replaces {column} by the row's value.
-func fill(template string, values map[string]string) (string, error) {
-	var missing error
-	s := placeholder.ReplaceAllStringFunc(template, func(m string) string {
-		v, ok := values[m[1:len(m)-1]]
-		if !ok {
-			missing = fmt.Errorf("there is no column %s", m)
-		}
-		return v
-	})
-	return s, missing
-}
-
-var legalTopic = regexp.MustCompile(`^[A-Za-z0-9_:@=+-]+(\.[A-Za-z0-9_:@=+-]+){0,15}$`)
-
-// badTopic finds what the server would refuse, so that the row can be named.
-func badTopic(s string) error {
-	if len(s) > 255 || !legalTopic.MatchString(s) {
-		return fmt.Errorf("%q is not a legal topic", s)
-	}
-	return nil
-}
-
-// reader returns a function that reads rows until io.EOF; a malformed row is an *errRow, behind which reading goes on.
-func (r *replayer) reader(in io.Reader) (func() (*row, error), error) {
-	if r.format == "ndjson" {
-		return ndjson(in), nil
-	}
-	c := csv.NewReader(bufio.NewReaderSize(in, 256<<10))
-	c.ReuseRecord = true
-	header, err := c.Read()
-	if errors.Is(err, io.EOF) {
-		return nil, errors.New("the file is empty; CSV needs a header row")
-	}
-	if err != nil {
-		return nil, err
-	}
-	names := slices.Clone(header)
-	return func() (*row, error) {
-		record, err := c.Read()
-		var parse *csv.ParseError
-		switch {
-		case errors.As(err, &parse):
-			return nil, &errRow{parse.Line, parse.Err}
-		case err != nil:
-			return nil, err
-		}
-		line, _ := c.FieldPos(0)
-		one := &row{line: line, names: names, values: make(map[string]string, len(names))}
-		for i, name := range names {
-			one.values[name] = record[i]
-		}
-		one.json = one.encode()
-		return one, nil
-	}, nil
-}
-
-// encode is the row as a JSON object, its columns in order.
-func (one *row) encode() []byte {
-	var b bytes.Buffer
-	b.WriteByte('{')
-	for i, name := range one.names {
-		if i > 0 {
-			b.WriteByte(',')
-		}
-		for j, s := range []string{name, one.values[name]} {
-			if j == 1 {
-				b.WriteByte(':')
-			}
-			text, err := json.Marshal(s)
-			if err != nil {
-				text = []byte(`""`) // strings always marshal
-			}
-			b.Write(text)
-		}
-	}
-	b.WriteByte('}')
-	return b.Bytes()
-}
-
-func ndjson(in io.Reader) func() (*row, error) {
-	lines := bufio.NewReaderSize(in, 256<<10)
-	n := 0
-	return func() (*row, error) {
-		for {
-			line, err := lines.ReadBytes('\n')
-			n++
-			if line = bytes.TrimSpace(line); len(line) == 0 {
-				if err != nil {
-					return nil, err
-				}
-				continue
-			}
-			var object map[string]json.RawMessage
-			if err := json.Unmarshal(line, &object); err != nil {
-				return nil, &errRow{n, errors.New("it is not a JSON object")}
-			}
-			one := &row{line: n, values: map[string]string{}, json: line}
-			for name, raw := range object {
-				var s string
-				if json.Unmarshal(raw, &s) != nil {
-					s = string(raw)
-				}
-				one.values[name] = s
-			}
-			return one, nil
-		}
 	}
 }

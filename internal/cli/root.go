@@ -9,23 +9,16 @@ import (
 	"io"
 	"os"
 	"os/signal"
-	"strings"
 	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
-	"google.golang.org/grpc/codes"
 
 	"github.com/runnelhq/runnel"
 )
 
-// usageError is a mistake in the command line: exit code 2.
-type usageError struct{ error }
-
-func usagef(format string, args ...any) error { return usageError{fmt.Errorf(format, args...)} }
-
-// errQuiet ends a command with exit code 1 when everything was said.
-var errQuiet = errors.New("")
+// connectTimeout is how long a command waits for a server that is not there.
+const connectTimeout = 3 * time.Second
 
 // app is what the commands share.
 type app struct {
@@ -34,6 +27,8 @@ type app struct {
 	in     io.Reader
 	out    io.Writer
 	err    io.Writer
+	// understood says that the command line was correct and the command itself has begun.
+	understood bool
 }
 
 // Main runs the command line and returns the exit code.
@@ -53,19 +48,17 @@ func (a *app) run(ctx context.Context, args []string) int {
 	root.SetOut(a.out)
 	root.SetErr(a.err)
 	err := root.ExecuteContext(ctx)
-	var usage usageError
 	switch {
 	case err == nil || errors.Is(err, syscall.EPIPE):
 		return 0
-	case errors.Is(err, errQuiet):
+	case errors.Is(err, errSaid):
 		return 1
-	case errors.As(err, &usage):
-		fmt.Fprintf(a.err, "runnel: %s\n", oneLine(err))
-		return 2
-	case ctx.Err() != nil && errors.Is(err, context.Canceled):
-		return 0 // interrupted, as asked
 	}
 	fmt.Fprintf(a.err, "runnel: %s\n", a.explain(err))
+	var usage usageError
+	if !a.understood || errors.As(err, &usage) {
+		return 2
+	}
 	return 1
 }
 
@@ -79,27 +72,30 @@ func (a *app) root() *cobra.Command {
 			}
 			return nil
 		},
-		RunE:          func(c *cobra.Command, _ []string) error { return c.Help() },
-		SilenceUsage:  true,
-		SilenceErrors: true,
+		RunE:             func(c *cobra.Command, _ []string) error { return c.Help() },
+		PersistentPreRun: func(*cobra.Command, []string) { a.understood = true },
+		SilenceUsage:     true,
+		SilenceErrors:    true,
 	}
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
-		return usagef("%w; see %s --help", err, c.CommandPath())
+		return usagef("%s; see %s --help", explainFlag(err), c.CommandPath())
 	})
-	server, ok := os.LookupEnv("RUNNEL_SERVER")
-	if !ok {
+	server := os.Getenv("RUNNEL_SERVER")
+	if server == "" {
 		server = "127.0.0.1:50051"
 	}
 	root.PersistentFlags().StringVar(&a.server, "server", server, "address of the server (RUNNEL_SERVER)")
 	root.PersistentFlags().StringVar(&a.token, "token", os.Getenv("RUNNEL_TOKEN"), "bearer token (RUNNEL_TOKEN)")
-	if f := root.PersistentFlags().Lookup("token"); f.DefValue != "" {
-		f.DefValue = "" // a help text must not show a secret
+	root.PersistentFlags().Lookup("token").DefValue = "" // a help text must not show a secret
+	root.AddCommand(a.demo(), a.demoWorker(), a.serve(), a.pub(), a.sub(), a.history(), a.topics(), a.replay(), a.config(), a.version())
+	root.InitDefaultCompletionCmd()
+	if c, _, err := root.Find([]string{"completion"}); err == nil {
+		choose(c, "bash, zsh, fish or powershell")
 	}
-	root.AddCommand(a.demo(), a.serve(), a.pub(), a.sub(), a.history(), a.topics(), a.replay(), a.config(), a.version(), worker(a))
 	return root
 }
 
-// args checks the number of arguments.
+// args checks the number of arguments; most < 0: no limit.
 func args(least, most int, what string) cobra.PositionalArgs {
 	return func(c *cobra.Command, args []string) error {
 		if len(args) < least || most >= 0 && len(args) > most {
@@ -109,36 +105,23 @@ func args(least, most int, what string) cobra.PositionalArgs {
 	}
 }
 
+// choose makes a command that only groups others ask for one of them.
+func choose(c *cobra.Command, names string) {
+	c.Args = func(c *cobra.Command, _ []string) error {
+		return usagef("say %s after %s; see %s --help", names, c.CommandPath(), c.CommandPath())
+	}
+	c.RunE = func(*cobra.Command, []string) error { return nil }
+}
+
 // dial returns a client that gives up on a first connection after a few seconds.
-func (a *app) dial() (*runnel.Client, error) {
-	opts := []runnel.Option{runnel.WithConnectTimeout(3 * time.Second)}
+func (a *app) dial(opts ...runnel.Option) (*runnel.Client, error) {
+	opts = append(opts, runnel.WithConnectTimeout(connectTimeout))
 	if a.token != "" {
 		opts = append(opts, runnel.WithToken(a.token))
 	}
-	return runnel.Dial(a.server, opts...)
-}
-
-// explain says in one line what went wrong and what to do.
-func (a *app) explain(err error) string {
-	var e *runnel.Error
-	if !errors.As(err, &e) {
-		return oneLine(err)
+	client, err := runnel.Dial(a.server, opts...)
+	if err != nil {
+		return nil, usageError{err}
 	}
-	switch {
-	case e.Code == codes.Unavailable && !e.FromServer:
-		return oneLine(fmt.Errorf("cannot reach a Runnel server at %s (%s); start one with \"runnel serve --dev\" or name another with --server", a.server, e.Message))
-	case e.Code == codes.Unimplemented && !e.FromServer:
-		return fmt.Sprintf("the server at %s is not a Runnel server, or of another version", a.server)
-	case e.Reason == runnel.ReasonUnknownNamespace:
-		return oneLine(fmt.Errorf("%w; add it to the server's configuration, or start the server with --dev", err))
-	case e.Reason == runnel.ReasonPositionGone:
-		return oneLine(fmt.Errorf("%w; start with --from earliest to read what is left", err))
-	case e.Reason == runnel.ReasonEpochChanged:
-		return oneLine(fmt.Errorf("%w; start with --from earliest or --from new", err))
-	}
-	return oneLine(err)
-}
-
-func oneLine(err error) string {
-	return strings.Join(strings.FieldsFunc(err.Error(), func(r rune) bool { return r == '\n' || r == '\r' }), "; ")
+	return client, nil
 }

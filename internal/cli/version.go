@@ -1,0 +1,40 @@
+package cli
+
+import (
+	"fmt"
+	"runtime"
+	"runtime/debug"
+
+	"github.com/spf13/cobra"
+)
+
+func (a *app) version() *cobra.Command {
+	return &cobra.Command{
+		Use: "version", Short: "Print the version", Args: args(0, 0, "no arguments"),
+		RunE: func(*cobra.Command, []string) error {
+			version := "devel"
+			if b, ok := debug.ReadBuildInfo(); ok {
+				version = versionOf(b)
+			}
+			_, err := fmt.Fprintf(a.out, "runnel %s %s %s/%s\n", version, runtime.Version(), runtime.GOOS, runtime.GOARCH)
+			return err
+		},
+	}
+}
+
+// versionOf is the module's version, and the commit it was built from where the go command has noted it.
+func versionOf(b *debug.BuildInfo) string {
+	version, revision, dirty := b.Main.Version, "", ""
+	if version == "" || version == "(devel)" {
+		version = "devel"
+	}
+	for _, s := range b.Settings {
+		switch {
+		case s.Key == "vcs.revision":
+			revision = " " + s.Value[:min(12, len(s.Value))]
+		case s.Key == "vcs.modified" && s.Value == "true":
+			dirty = " (modified)"
+		}
+	}
+	return version + revision + dirty
+}
