@@ -3,6 +3,8 @@ package pebbleengine
 import (
 	"log/slog"
 	"math/rand/v2"
+	"sync/atomic"
+	"syscall"
 	"testing"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
@@ -35,10 +37,28 @@ func opener(fs vfs.FS, dir string) func(enginetest.Options) (engine.Engine, erro
 }
 
 func memStorage(mem *vfs.MemFS) enginetest.Storage {
+	d := newSmallDisk(mem, 1<<30)
+	var before, failing atomic.Int64
+	d.onWrite = func() error {
+		if before.Add(-1) >= 0 || failing.Add(-1) < 0 {
+			return nil
+		}
+		return syscall.EIO
+	}
 	return enginetest.Storage{
-		Open: opener(mem, "data"),
+		Open: opener(d, "data"),
 		Crash: func(unsynced int, rng *rand.Rand) enginetest.Storage {
 			return memStorage(mem.CrashClone(vfs.CrashCloneCfg{UnsyncedDataPercent: unsynced, RNG: rng}))
+		},
+		Fail: func(after, times int) {
+			failing.Store(int64(times))
+			before.Store(int64(after))
+		},
+		Full: func(full bool) {
+			d.free.Store(1 << 30)
+			if full {
+				d.free.Store(0)
+			}
 		},
 	}
 }

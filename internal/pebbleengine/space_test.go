@@ -21,15 +21,22 @@ import (
 type smallDisk struct {
 	*faults
 	total, free atomic.Uint64
+	onWrite     func() error // may make a write or sync fail
 }
 
-func newSmallDisk(total uint64) *smallDisk {
-	d := &smallDisk{faults: newFaults(vfs.NewMem())}
+func newSmallDisk(fs vfs.FS, total uint64) *smallDisk {
+	d := &smallDisk{faults: newFaults(fs), onWrite: func() error { return nil }}
 	d.total.Store(total)
 	d.free.Store(total)
 	fail := func(op errorfs.Op) error {
-		if d.free.Load() == 0 && (op.Kind == errorfs.OpFileWrite || op.Kind == errorfs.OpCreate) {
-			return syscall.ENOSPC
+		switch op.Kind {
+		case errorfs.OpFileWrite, errorfs.OpCreate:
+			if d.free.Load() == 0 {
+				return syscall.ENOSPC
+			}
+			return d.onWrite()
+		case errorfs.OpFileSync, errorfs.OpFileSyncData:
+			return d.onWrite()
 		}
 		return nil
 	}
@@ -45,7 +52,7 @@ func TestSizesFollowTheDisk(t *testing.T) {
 	for _, c := range []struct{ total, table, reserve uint64 }{
 		{64 << 20, 1 << 20, 16 << 20}, {1 << 30, 16 << 20, 256 << 20}, {1 << 40, 64 << 20, 256 << 20}, {4 << 20, 1 << 20, 3 << 20},
 	} {
-		s := newSpace(newSmallDisk(c.total), "data", discard)
+		s := newSpace(newSmallDisk(vfs.NewMem(), c.total), "data", discard)
 		if s.table != c.table || s.reserve != c.reserve {
 			t.Errorf("of %d MiB: table %d, reserve %d; want %d, %d", c.total>>20, s.table, s.reserve, c.table, c.reserve)
 		}
@@ -91,7 +98,7 @@ func refused(t *testing.T, l engine.Log, size int) {
 }
 
 func TestReserve(t *testing.T) {
-	d := newSmallDisk(64 << 20)
+	d := newSmallDisk(vfs.NewMem(), 64 << 20)
 	e := open(t, d, "data", window(engine.HistoryDisk))
 	l := logOf(t, e, "a")
 	add(t, l, entry(t, "a.b", "", "x"))
@@ -114,7 +121,7 @@ func TestReserve(t *testing.T) {
 
 // What is accepted counts against the free space also before the file system says so.
 func TestReserveCountsWhatIsWritten(t *testing.T) {
-	s := newSpace(newSmallDisk(64<<20), "data", discard)
+	s := newSpace(newSmallDisk(vfs.NewMem(), 64<<20), "data", discard)
 	if err := s.take(48 << 20); err != nil {
 		t.Fatal(err)
 	}
@@ -133,7 +140,7 @@ func TestReserveCountsWhatIsWritten(t *testing.T) {
 // Something else fills the disk to the last byte between two looks at it: nothing is acknowledged that is not stored, and
 // everything works again when there is space.
 func TestBrimFull(t *testing.T) {
-	d := newSmallDisk(64 << 20)
+	d := newSmallDisk(vfs.NewMem(), 64 << 20)
 	e := open(t, d, "data", window(engine.HistoryDisk))
 	l := logOf(t, e, "a")
 	add(t, l, entry(t, "a.b", "", "x"))
