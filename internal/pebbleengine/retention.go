@@ -230,17 +230,18 @@ func (l *log) tidy() {
 }
 
 func (l *log) tidyStep() (more bool, err error) {
+	// First the store: while it is held the log cannot be loaded anew.
+	db, err := l.st.acquire()
+	if err != nil {
+		return false, err
+	}
+	defer l.st.release()
 	t := l.trim
 	// The newest event stays, retained or not, so that offsets go on from it.
 	keep := min(t.oldest, l.next-1)
 	if keep <= t.deleted && t.bucket >= bucket(keep) {
 		return false, nil
 	}
-	db, err := l.st.acquire()
-	if err != nil {
-		return false, err
-	}
-	defer l.st.release()
 	b := db.NewBatch()
 	defer b.Close()
 	if err := l.deleteEvents(db, b, &t, keep); err != nil {
