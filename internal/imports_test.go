@@ -177,6 +177,11 @@ func covers(list, p string) bool {
 }
 
 func (g graph) checkRooms(rooms []room) (problems []string) {
+	for _, r := range rooms {
+		if !slices.Contains(g.ours, r.pkg) {
+			problems = append(problems, fmt.Sprintf("%s is no package: remove its room from imports_test.go", r.pkg))
+		}
+	}
 	for _, p := range g.ours {
 		i := slices.IndexFunc(rooms, func(r room) bool { return r.pkg == p })
 		if i < 0 {
@@ -259,6 +264,7 @@ func TestImportCheckFindsViolations(t *testing.T) {
 		g.checkRooms([]room{
 			{".", "api/runnel/v1", "A"}, {"api/runnel/v1", "", "B"}, {"internal/hub", "internal/topic", "C"},
 			{"internal/topic", "", "D"}, {"internal/broker", "", "E"}, {"internal/session", "", "F"},
+			{"internal/gone", "", "J"},
 		}),
 		g.checkBans([]ban{
 			{never: "example.com/store/v2/...", but: "internal/...", through: true, because: "G"},
@@ -269,6 +275,7 @@ func TestImportCheckFindsViolations(t *testing.T) {
 	)
 	want := []string{
 		"internal/attic has no room: enter in imports_test.go what it may import, and why nothing else",
+		"internal/gone is no package: remove its room from imports_test.go",
 		"internal/hub must not import internal/session: C",
 		". must not import example.com/store/v2 (. -> example.com/helper -> example.com/store/v2): G",
 		"internal/broker must not import example.com/store/v2/disk (internal/broker -> example.com/store/v2/disk): H",
