@@ -26,7 +26,9 @@ func TestConformance(t *testing.T) {
 func TestConformanceOnDisk(t *testing.T) {
 	enginetest.Run(t, enginetest.Factory{
 		Histories: append(histories, engine.HistoryNone), Clock: true,
-		Storage: func(t enginetest.TB) enginetest.Storage { return enginetest.Storage{Open: opener(vfs.Default, t.TempDir())} },
+		Storage: func(t enginetest.TB) enginetest.Storage {
+			return enginetest.Storage{Open: opener(vfs.Default, t.TempDir())}
+		},
 	})
 }
 

@@ -75,9 +75,9 @@ func TestFailures(t *testing.T) {
 		suffix string
 		kinds  []errorfs.OpKind
 	}{
-		"fsync":     {".log", []errorfs.OpKind{errorfs.OpFileSync, errorfs.OpFileSyncData}},
-		"write":     {".log", []errorfs.OpKind{errorfs.OpFileWrite}},
-		"all":       {"", []errorfs.OpKind{errorfs.OpFileWrite, errorfs.OpFileSync, errorfs.OpFileSyncData, errorfs.OpCreate, errorfs.OpReuseForWrite}},
+		"fsync": {".log", []errorfs.OpKind{errorfs.OpFileSync, errorfs.OpFileSyncData}},
+		"write": {".log", []errorfs.OpKind{errorfs.OpFileWrite}},
+		"all":   {"", []errorfs.OpKind{errorfs.OpFileWrite, errorfs.OpFileSync, errorfs.OpFileSyncData, errorfs.OpCreate, errorfs.OpReuseForWrite}},
 	}
 	for name, c := range cases {
 		for _, h := range []engine.History{engine.HistoryDisk, engine.HistoryOS} {

@@ -98,7 +98,7 @@ func refused(t *testing.T, l engine.Log, size int) {
 }
 
 func TestReserve(t *testing.T) {
-	d := newSmallDisk(vfs.NewMem(), 64 << 20)
+	d := newSmallDisk(vfs.NewMem(), 64<<20)
 	e := open(t, d, "data", window(engine.HistoryDisk))
 	l := logOf(t, e, "a")
 	add(t, l, entry(t, "a.b", "", "x"))
@@ -140,7 +140,7 @@ func TestReserveCountsWhatIsWritten(t *testing.T) {
 // Something else fills the disk to the last byte between two looks at it: nothing is acknowledged that is not stored, and
 // everything works again when there is space.
 func TestBrimFull(t *testing.T) {
-	d := newSmallDisk(vfs.NewMem(), 64 << 20)
+	d := newSmallDisk(vfs.NewMem(), 64<<20)
 	e := open(t, d, "data", window(engine.HistoryDisk))
 	l := logOf(t, e, "a")
 	add(t, l, entry(t, "a.b", "", "x"))
