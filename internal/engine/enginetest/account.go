@@ -123,7 +123,7 @@ func (a *account) event(sub *history.Subscriber, ev engine.Event) {
 
 // page records what a subscriber got from a page: events, and gaps where something is damaged. Matching is left to the
 // subscriber's pattern, since a tail brings everything.
-func (a *account) page(sub *history.Subscriber, p topic.Pattern, page engine.Page) {
+func (a *account) page(sub *history.Subscriber, p topic.Pattern, epoch string, page engine.Page) {
 	events := page.Events
 	for _, gap := range page.Damaged {
 		n := 0
@@ -135,13 +135,7 @@ func (a *account) page(sub *history.Subscriber, p topic.Pattern, page engine.Pag
 		events = events[n:]
 	}
 	a.events(sub, p, events)
-	sub.Bookmark(history.Position{Epoch: a.epochNow(), Offset: page.Scanned})
-}
-
-func (a *account) epochNow() string {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	return a.epoch
+	sub.Bookmark(history.Position{Epoch: epoch, Offset: page.Scanned})
 }
 
 func (a *account) events(sub *history.Subscriber, p topic.Pattern, events []engine.Event) {
@@ -172,7 +166,7 @@ func (a *account) readAll(l engine.Log, sub *history.Subscriber, p topic.Pattern
 			a.g.Errorf("%s: a read after %d got to %d, and the head is %d", p, at, page.Scanned, s.Head)
 			return
 		}
-		a.page(sub, p, page)
+		a.page(sub, p, s.Epoch, page)
 		at = page.Scanned
 	}
 	sub.Complete(at)

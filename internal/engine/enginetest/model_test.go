@@ -7,6 +7,7 @@ import (
 	"runtime"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/runnelhq/runnel/internal/engine"
 	"github.com/runnelhq/runnel/internal/topic"
@@ -165,7 +166,7 @@ func (e *modelEngine) Close() error {
 			close(e.done)
 		}
 		if e.disk.bug == "a goroutine is left" {
-			go func() { select {} }()
+			go time.Sleep(time.Hour)
 		}
 		for _, l := range e.logs { // an append in flight ends first
 			l.commit.Lock()

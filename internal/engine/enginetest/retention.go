@@ -44,7 +44,7 @@ func byEvents(g *rig) {
 		g.Errorf("%d events, and %d are allowed: want all", n, keep)
 	}
 	list = append(list, g.fill(l, 777, "n.a", "n.b")...)
-	g.eventually("trimming", func() bool { s := l.State(); return s.Head-s.Oldest < keep })
+	g.eventually("trimming", func() bool { s := l.State(); return s.Head+1-s.Oldest <= keep })
 	if n := g.retained(l, list); n != keep {
 		g.Errorf("%d events, want %d", n, keep)
 	}
@@ -71,7 +71,7 @@ func byAge(g *rig) {
 		g.clock.move(time.Second)
 		list = append(list, g.put(l, "n.a", fmt.Sprint(i)))
 	}
-	g.eventually("trimming", func() bool { s := l.State(); return s.Head-s.Oldest < 11 })
+	g.eventually("trimming", func() bool { s := l.State(); return s.Head+1-s.Oldest <= 11 })
 	if n := g.retained(l, list); n < 10 {
 		g.Errorf("%d events are left, want the newest 10 or 11", n)
 	}
@@ -132,7 +132,7 @@ func retentionApart(g *rig) {
 		list = append(list, g.put(other, "other.a", fmt.Sprint(i)))
 	}
 	g.fill(l, 100, "n.a")
-	g.eventually("trimming", func() bool { s := l.State(); return s.Head-s.Oldest < 10 })
+	g.eventually("trimming", func() bool { s := l.State(); return s.Head+1-s.Oldest <= 10 })
 	if n := g.retained(other, list); n != 10 {
 		g.Errorf("%d events of the other namespace, want 10", n)
 	}
@@ -144,7 +144,7 @@ func retentionRestart(g *rig) {
 	var list []known
 	for range 4 {
 		list = append(list, g.fill(l, 35, "n.a", "n.b")...)
-		g.eventually("trimming", func() bool { s := l.State(); return s.Head-s.Oldest < keep })
+		g.eventually("trimming", func() bool { s := l.State(); return s.Head+1-s.Oldest <= keep })
 		l = g.restart()
 		if n := g.retained(l, list); n != keep {
 			g.Errorf("%d events, want %d", n, keep)
@@ -153,7 +153,7 @@ func retentionRestart(g *rig) {
 	// A stricter limit holds from the opening on, or soon after.
 	g.close()
 	l = g.open(engine.Config{MaxEvents: 3})
-	g.eventually("trimming", func() bool { s := l.State(); return s.Head-s.Oldest < 3 })
+	g.eventually("trimming", func() bool { s := l.State(); return s.Head+1-s.Oldest <= 3 })
 	if n := g.retained(l, list); n != 3 {
 		g.Errorf("%d events, want 3", n)
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
 	"strings"
 	"sync"
 
@@ -157,7 +158,7 @@ func (a *account) followTail(l engine.Log, n int, done <-chan struct{}) {
 			a.g.Errorf("tail at %d: %v", at, err)
 			return
 		}
-		a.page(sub, p, page)
+		a.page(sub, p, s.Epoch, page)
 		at = page.Scanned
 	}
 }
@@ -239,13 +240,13 @@ func tailTrimmed(g *rig) {
 	for i := range 160 {
 		a.append(l, engine.AppendEach, g.entry("n.a", fmt.Sprint(i), payload))
 	}
-	g.eventually("trimming", func() bool { s := l.State(); return s.Head-s.Oldest < 10 })
+	g.eventually("trimming", func() bool { s := l.State(); return s.Head+1-s.Oldest <= 10 })
 	for at := uint64(0); at < l.State().Head; {
 		page, err := t.Next(g.ctx)
 		if err != nil {
 			g.Fatalf("tail at %d: %v", at, err)
 		}
-		a.page(sub, p, page)
+		a.page(sub, p, s.Epoch, page)
 		at = page.Scanned
 	}
 	sub.Complete(l.State().Head)
@@ -274,36 +275,44 @@ func tailCancelled(g *rig) {
 
 func tailClose(g *rig) {
 	l := g.open(engine.Config{})
-	t := g.tail(l, 0)
-	var group sync.WaitGroup
-	group.Go(func() {
+	for range 20 {
+		t := g.tail(l, l.State().Head)
+		wait := g.waiting(t)
+		t.Close()
+		wait()
+		t.Close()
 		if p, err := t.Next(g.ctx); !errors.Is(err, engine.ErrClosed) {
-			g.Errorf("%+v, %v", p, err)
+			g.Errorf("after Close: %+v, %v", p, err)
+		}
+		g.put(l, "n.a", "x")
+		if p, err := t.Next(g.ctx); !errors.Is(err, engine.ErrClosed) {
+			g.Errorf("after Close, with an event waiting: %+v, %v", p, err)
+		}
+	}
+}
+
+// waiting calls Next, which is to end with ErrClosed, and gives it time to begin waiting. What it returns waits for that end.
+func (g *rig) waiting(t engine.Tail) (wait func()) {
+	var group sync.WaitGroup
+	begun := make(chan struct{})
+	group.Go(func() {
+		close(begun)
+		if p, err := t.Next(g.ctx); !errors.Is(err, engine.ErrClosed) {
+			g.Errorf("a waiting Next: %+v, %v", p, err)
 		}
 	})
-	t.Close()
-	group.Wait()
-	t.Close()
-	if p, err := t.Next(g.ctx); !errors.Is(err, engine.ErrClosed) {
-		g.Errorf("after Close: %+v, %v", p, err)
+	<-begun
+	for range 100 {
+		runtime.Gosched()
 	}
-	g.put(l, "n.a", "x")
-	if p, err := t.Next(g.ctx); !errors.Is(err, engine.ErrClosed) {
-		g.Errorf("after Close, with an event waiting: %+v, %v", p, err)
-	}
+	return group.Wait
 }
 
 func tailEngineClose(g *rig) {
 	l := g.open(engine.Config{})
-	waiting, idle := g.tail(l, 0), g.tail(l, 0)
-	var group sync.WaitGroup
-	group.Go(func() {
-		if p, err := waiting.Next(g.ctx); !errors.Is(err, engine.ErrClosed) {
-			g.Errorf("%+v, %v", p, err)
-		}
-	})
+	wait, idle := g.waiting(g.tail(l, 0)), g.tail(l, 0)
 	g.close()
-	group.Wait()
+	wait()
 	if p, err := idle.Next(g.ctx); !errors.Is(err, engine.ErrClosed) {
 		g.Errorf("%+v, %v", p, err)
 	}

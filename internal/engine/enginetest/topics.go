@@ -124,7 +124,7 @@ func trimmedTopics(g *rig) {
 	list = append(list, g.fill(l, 20, "n.b", "n.c")...)
 	check := func(l engine.Log) {
 		g.Helper()
-		g.eventually("trimming", func() bool { s := l.State(); return s.Head-s.Oldest < 20 })
+		g.eventually("trimming", func() bool { s := l.State(); return s.Head+1-s.Oldest <= 20 })
 		s := l.State()
 		left := matching(list, topic.Pattern{}, s.Oldest-1, s.Head)
 		g.pageTopics(l, g.pattern("n.>"), 10, states(left), left)
