@@ -51,6 +51,7 @@ func (d *demo) supervise(ctx context.Context, number int) error {
 // work runs one worker process to its end. The pid is 0 if it could not be started.
 func (d *demo) work(ctx context.Context, self string, number int) (pid int, err error) {
 	c := exec.CommandContext(ctx, self, workerCommand, "--server", d.addr)
+	c.Args[0] = "runnel"
 	// A worker ends when its stdin does: also if this process is killed and can end nothing any more.
 	in, err := c.StdinPipe()
 	if err != nil {

@@ -15,7 +15,7 @@ const maxInput = 64 << 20
 // lineReader splits a stream into lines. It belongs to one goroutine.
 type lineReader struct {
 	r     io.Reader
-	quiet time.Duration // after this long without a full line next returns errQuiet
+	quiet time.Duration // after this long without a full line next returns errQuiet; 0: never
 
 	buf     []byte
 	start   int // of what is not yet returned

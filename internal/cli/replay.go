@@ -26,14 +26,14 @@ type replayFlags struct {
 func (a *app) replay() *cobra.Command {
 	var flags replayFlags
 	c := &cobra.Command{
-		Use:   "replay FILE",
+		Use:   "replay FILE|-",
 		Short: "Publish the rows of a CSV or NDJSON file at the pace of their timestamps",
 		Long: "Each row becomes an event whose payload is a JSON object: of a CSV file's columns, all as strings, or the NDJSON line\n" +
 			"itself. {column} in --topic and --key stands for the row's value. The timestamps are RFC 3339, or Unix seconds or\n" +
 			"milliseconds; the first row is published at once, and each other as long after it as was recorded, divided by --speed.\n" +
 			"A malformed row, or one that the server refuses, is named by its line on stderr.",
 		Example: "  runnel replay ticks.csv --topic 'quotes.{symbol}' --speed 10",
-		Args:    args(1, 1, "one file"),
+		Args:    args(1, 1, "one file, or - for stdin"),
 	}
 	f := c.Flags()
 	f.StringVar(&flags.topic, "topic", "", "where to publish, for example 'quotes.{symbol}' (required)")
@@ -79,18 +79,14 @@ func (flags *replayFlags) check(path string) error {
 
 // replayFile publishes a file and prints the summary, also when it stops early.
 func (a *app) replayFile(ctx context.Context, path string, flags replayFlags) error {
-	file, err := os.Open(path)
+	in, err := a.openRecording(ctx, path)
 	if err != nil {
 		return err
 	}
-	defer file.Close()
-	in := &countingReader{r: file}
-	if info, err := file.Stat(); err == nil {
-		in.size = info.Size()
-	}
+	defer in.Close()
 	read := readNDJSON(ctx, in)
 	if flags.format == "csv" {
-		if read, err = readCSV(in); err != nil {
+		if read, err = readCSV(ctx, in); err != nil {
 			return fmt.Errorf("%s: %w", path, err)
 		}
 	}
@@ -99,7 +95,6 @@ func (a *app) replayFile(ctx context.Context, path string, flags replayFlags) er
 		return err
 	}
 	defer client.Close()
-	bar := a.progress()
 	ctx, giveUp := context.WithCancelCause(ctx)
 	defer giveUp(nil)
 	s, err := client.Session(ctx, a.outage(giveUp))
@@ -107,11 +102,11 @@ func (a *app) replayFile(ctx context.Context, path string, flags replayFlags) er
 		return err
 	}
 	defer s.Close()
-	r := &replayer{replayFlags: flags, a: a, session: s, in: in, bar: bar}
+	r := &replayer{replayFlags: flags, a: a, session: s, in: in, bar: a.progress()}
 	if err = r.run(ctx, read); errors.Is(err, context.Canceled) {
 		err = context.Cause(ctx)
 	}
-	bar.clear()
+	r.bar.clear()
 	fmt.Fprintf(a.out, "%d rows published, %d skipped, in %v\n", r.published, r.skipped, time.Since(r.begin).Round(time.Millisecond))
 	var bad *rowError
 	if errors.As(err, &bad) {
@@ -120,17 +115,42 @@ func (a *app) replayFile(ctx context.Context, path string, flags replayFlags) er
 	return err
 }
 
-// countingReader knows how much of a file was read.
-type countingReader struct {
-	r       io.Reader
-	n, size int64
+// recording is an open file, and how much of it was read.
+type recording struct {
+	io.Reader
+	io.Closer
+	n, size int64 // bytes; size 0: not known
+}
+
+// openRecording opens a file, or stdin for "-".
+func (a *app) openRecording(ctx context.Context, path string) (*recording, error) {
+	if path == "-" {
+		return &recording{Reader: &patientReader{ctx, a.in}, Closer: io.NopCloser(a.in)}, nil
+	}
+	file, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	r := &recording{Reader: file, Closer: file}
+	if info, err := file.Stat(); err == nil {
+		r.size = info.Size()
+	}
+	return r, nil
 }
 
 // Read implements io.Reader.
-func (c *countingReader) Read(b []byte) (int, error) {
-	n, err := c.r.Read(b)
-	c.n += int64(n)
+func (r *recording) Read(b []byte) (int, error) {
+	n, err := r.Reader.Read(b)
+	r.n += int64(n)
 	return n, err
+}
+
+// progress is how much was read: in percent, or in bytes where nobody knows how much there is.
+func (r *recording) progress() string {
+	if r.size == 0 {
+		return fmt.Sprintf("%d bytes", r.n)
+	}
+	return fmt.Sprintf("%d %%", 100*r.n/r.size)
 }
 
 // replayer is one run of replay. It belongs to one goroutine.
@@ -138,7 +158,7 @@ type replayer struct {
 	replayFlags
 	a       *app
 	session *runnel.Session
-	in      *countingReader
+	in      *recording
 	bar     *progress
 
 	begin, first       time.Time // of this run, of the recording
@@ -188,7 +208,7 @@ func (r *replayer) pump(ctx context.Context, read rows) error {
 		if err != nil {
 			return err
 		}
-		r.bar.show("%d rows, %d skipped, %d %%", r.published, r.skipped, 100*r.in.n/max(r.in.size, 1))
+		r.bar.show("%d rows, %d skipped, %s", r.published, r.skipped, r.in.progress())
 	}
 }
 

@@ -3,13 +3,11 @@ package cli
 import (
 	"bytes"
 	"context"
-	"encoding/csv"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"regexp"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -35,53 +33,9 @@ func (e *rowError) Unwrap() error { return e.err }
 // rows reads a recording row by row until io.EOF. A *rowError does not end it.
 type rows func() (*row, error)
 
-// readCSV reads CSV with a header row. A row becomes a JSON object of its columns, in their order; all values are strings, so that
-// 1.20 stays 1.20.
-func readCSV(in io.Reader) (rows, error) {
-	c := csv.NewReader(in)
-	c.ReuseRecord = true
-	header, err := c.Read()
-	switch {
-	case errors.Is(err, io.EOF):
-		return nil, errors.New("it is empty; CSV begins with a header row")
-	case err != nil:
-		return nil, fmt.Errorf("bad header row: %w", err)
-	}
-	names := slices.Clone(header)
-	names[0] = strings.TrimPrefix(names[0], "\ufeff") // spreadsheets write a byte order mark
-	for i, name := range names {
-		if name == "" || !utf8.ValidString(name) || slices.Contains(names[:i], name) {
-			return nil, fmt.Errorf("bad header row: column %d has the name %q, which is empty, not UTF-8 or there twice", i+1, name)
-		}
-	}
-	return func() (*row, error) {
-		record, err := c.Read()
-		var parse *csv.ParseError
-		switch {
-		case errors.As(err, &parse):
-			return nil, &rowError{parse.StartLine, parse.Err}
-		case err != nil:
-			return nil, err
-		}
-		line, _ := c.FieldPos(0)
-		r := &row{line: line, columns: make(map[string]string, len(names))}
-		o := open(nil)
-		for i, name := range names {
-			if !utf8.ValidString(record[i]) {
-				return nil, &rowError{line, fmt.Errorf("column %s is not UTF-8", name)}
-			}
-			r.columns[name] = record[i]
-			o.comma()
-			o.b = appendString(append(appendString(o.b, name), ':'), record[i])
-		}
-		r.json = o.close()
-		return r, nil
-	}, nil
-}
-
 // readNDJSON reads one JSON object a line; empty lines are passed over. The payload is the line as it is.
 func readNDJSON(ctx context.Context, in io.Reader) rows {
-	lines := newLineReader(in, time.Minute)
+	lines := newLineReader(in, 0)
 	n := 0
 	return func() (*row, error) {
 		for {
