@@ -88,9 +88,8 @@ func (l *log) commitRound(requests []*request) error {
 		}
 		r.db, r.b = db, db.NewBatchWithSize(size+count*128)
 		defer r.b.Close()
-		// The log may have been read anew since the round was begun.
-		r.begin()
 	}
+	r.begin()
 	for _, req := range requests {
 		if req.err = r.lookUp(req.entries); req.err != nil {
 			continue // the others go on
@@ -111,11 +110,10 @@ func (l *log) newRound(size, count int) *round {
 		r.events = make([]engine.Event, 0, count)
 		r.buf = make([]byte, 0, size+count*wire.MaxTrailer)
 	}
-	r.begin()
 	return r
 }
 
-// begin takes over where the log stands.
+// begin takes over where the log stands. The store has been acquired: it is not being read anew.
 func (r *round) begin() {
 	l := r.l
 	r.now = max(l.e.o.Now().UnixMilli(), l.lastTime)

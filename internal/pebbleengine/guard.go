@@ -1,10 +1,13 @@
 package pebbleengine
 
 import (
+	"errors"
 	"io"
 	"os"
 	"strings"
 	"sync/atomic"
+	"syscall"
+	"time"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 )
@@ -28,6 +31,7 @@ type guard struct {
 	// serving is set when the database is open; before that, errors are Pebble's to handle.
 	serving atomic.Bool
 	frozen  atomic.Bool
+	full    atomic.Bool // the last table met a full disk
 }
 
 var _ vfs.FS = (*guard)(nil)
@@ -70,9 +74,41 @@ func (g *guard) file(name string, open func() (vfs.File, error)) (vfs.File, erro
 	return &guarded{File: f, g: g, wal: strings.HasSuffix(name, ".log")}, nil
 }
 
-// Create implements vfs.FS.
+// Create implements vfs.FS. Pebble repeats a flush that met a full disk at once; that is slowed down here.
 func (g *guard) Create(name string, c vfs.DiskWriteCategory) (vfs.File, error) {
+	if !critical(name) {
+		return g.table(func() (vfs.File, error) { return g.FS.Create(name, c) })
+	}
 	return g.file(name, func() (vfs.File, error) { return g.FS.Create(name, c) })
+}
+
+// fullPause is how long a table waits after one that met a full disk.
+const fullPause = 100 * time.Millisecond
+
+func (g *guard) table(create func() (vfs.File, error)) (vfs.File, error) {
+	if g.full.Swap(false) {
+		time.Sleep(fullPause)
+	}
+	f, err := create()
+	if err != nil {
+		g.full.Store(errors.Is(err, syscall.ENOSPC))
+		return nil, err
+	}
+	return &tableFile{File: f, g: g}, nil
+}
+
+// tableFile notices a full disk.
+type tableFile struct {
+	vfs.File
+	g *guard
+}
+
+func (f *tableFile) Write(p []byte) (int, error) {
+	n, err := f.File.Write(p)
+	if errors.Is(err, syscall.ENOSPC) {
+		f.g.full.Store(true)
+	}
+	return n, err
 }
 
 // OpenReadWrite implements vfs.FS.

@@ -76,10 +76,16 @@ func (l *log) view(ctx context.Context) (*pebble.DB, engine.State, error) {
 
 // readError says what a failed read means to the caller.
 func readError(err error) error {
-	if err != nil && (pebble.IsCorruptionError(err) || errors.Is(err, errChecksum)) {
+	var many *engine.TooManyTopicsError
+	switch {
+	case err == nil, errors.As(err, &many), errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded),
+		errors.Is(err, engine.ErrStorageFailed), errors.Is(err, engine.ErrStorageFull):
+		return err
+	case pebble.IsCorruptionError(err), errors.Is(err, errChecksum):
 		return fmt.Errorf("%w: %w", engine.ErrCorrupt, err)
+	default:
+		return fmt.Errorf("%w: %w", engine.ErrStorageFailed, err)
 	}
-	return err
 }
 
 // page is an engine.Page being filled. Events share buffers.

@@ -177,22 +177,24 @@ func search(low, high uint64, over func(uint64) (bool, error)) (uint64, error) {
 
 // tick applies what the passing of time alone brings about.
 func (l *log) tick() {
-	l.ids.forget(max(l.e.o.Now().UnixMilli(), l.lastTime))
 	if l.st == nil {
+		l.ids.forget(max(l.e.o.Now().UnixMilli(), l.lastTime))
 		return
 	}
-	if err := l.trimByAge(); err != nil {
+	if err := l.age(); err != nil {
 		l.e.o.Logger.Error("retention by age failed, trying again later", "namespace", l.name, "err", err)
 	}
 	l.tidy()
 }
 
-func (l *log) trimByAge() error {
+// age forgets old ids and trims old events.
+func (l *log) age() error {
 	db, err := l.st.acquire()
 	if err != nil {
 		return err
 	}
 	defer l.st.release()
+	l.ids.forget(max(l.e.o.Now().UnixMilli(), l.lastTime))
 	t := l.trim
 	if err := t.advance(l.cfg, marks{l: l, db: db, head: l.next - 1, total: l.total}, l.e.o.Now()); err != nil {
 		return err

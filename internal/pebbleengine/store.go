@@ -5,7 +5,9 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"syscall"
+	"time"
 
 	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/vfs"
@@ -35,7 +37,16 @@ type store struct {
 
 	latch latch
 	names numbers
+
+	complained atomic.Int64 // when a background error was last logged, in nanoseconds
 }
+
+const (
+	// complainEvery is how often errors are logged that come again and again.
+	complainEvery = 10 * time.Second
+	// flushTimeout bounds the flush of a database that is closed.
+	flushTimeout = 10 * time.Second
+)
 
 // latch says whether a store takes writes.
 type latch struct {
@@ -130,11 +141,14 @@ func (s *store) options(g *guard, readOnly bool) *pebble.Options {
 // backgroundError is told when a flush or compaction failed. A full disk is waited for; anything else means that the disk is not
 // to be trusted, and that sooner or later writers would hang behind it.
 func (s *store) backgroundError(err error) {
-	if errors.Is(err, syscall.ENOSPC) || pebble.IsCorruptionError(err) {
-		s.logger.Error("storage cannot be tidied up, trying again", "err", err)
+	if !errors.Is(err, syscall.ENOSPC) && !pebble.IsCorruptionError(err) {
+		s.fail(err)
 		return
 	}
-	s.fail(err)
+	now := time.Now().UnixNano()
+	if last := s.complained.Load(); now-last > int64(complainEvery) && s.complained.CompareAndSwap(last, now) {
+		s.logger.Error("storage cannot be tidied up, trying again", "err", err)
+	}
 }
 
 // failure is why the store takes no writes; nil if it does.
@@ -275,12 +289,31 @@ func (s *store) close() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	latched := s.failure() != nil
+	if !latched && !s.memory && s.db != nil {
+		s.flush()
+	}
 	err := s.closeDB()
 	s.cache.Unref()
 	if latched { // it was reported when it happened
 		return nil
 	}
 	return err
+}
+
+// flush moves what the WAL holds into tables: the next start is quick, and damage to tables is always noticed, while a damaged
+// WAL seems to end early. If it does not work out, nothing is lost.
+func (s *store) flush() {
+	done, err := s.db.AsyncFlush()
+	if err != nil {
+		s.logger.Warn("flushing the storage", "err", err)
+		return
+	}
+	select {
+	case <-done:
+	case <-s.failed():
+	case <-time.After(flushTimeout):
+		s.logger.Warn("flushing the storage takes too long")
+	}
 }
 
 // pebbleLogger passes Pebble's log on and turns its fatal errors into the latch.

@@ -16,6 +16,13 @@ import (
 // eachTopic calls f with the topics that match p and may have retained events, and their newest offset, in byte order behind
 // the name from, until f returns false. The name aliases the store's buffer.
 func (l *log) eachTopic(ctx context.Context, db *pebble.DB, p topic.Pattern, from string, f func(n topic.Name, newest uint64) (bool, error)) error {
+	if n, ok := p.Exact(); ok {
+		newest, err := getOffset(db, topicKey(l.id, n.String()))
+		if err == nil && newest != 0 && from < n.String() {
+			_, err = f(n, newest)
+		}
+		return err
+	}
 	lower := topicKey(l.id, p.Prefix())
 	upper := after(lower)
 	if behind := append(topicKey(l.id, from), 0); from != "" && bytes.Compare(behind, lower) > 0 {
