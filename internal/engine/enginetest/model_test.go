@@ -170,7 +170,8 @@ func (e *modelEngine) Close() error {
 		}
 		for _, l := range e.logs { // an append in flight ends first
 			l.commit.Lock()
-			l.commit.Unlock() //nolint:staticcheck // it was only waited for
+			//lint:ignore SA2001 it is only waited for
+			l.commit.Unlock()
 		}
 	}
 	return nil

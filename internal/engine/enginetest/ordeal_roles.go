@@ -20,7 +20,6 @@ type writer struct {
 	rng     *rand.Rand
 	next    int
 	unknown []func() engine.Entry
-	newest  uint64 // on its own topic, or 0 if that is not known
 }
 
 func newWriter(o *ordeal, n int, rng *rand.Rand) *writer { return &writer{o: o, n: n, rng: rng} }
