@@ -9,7 +9,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"go.uber.org/goleak"
 	"google.golang.org/protobuf/proto"
@@ -235,60 +234,6 @@ func TestEpochs(t *testing.T) {
 	}
 }
 
-func TestRetention(t *testing.T) {
-	now := time.UnixMilli(1e12)
-	var mu sync.Mutex
-	clock := func() time.Time { mu.Lock(); defer mu.Unlock(); return now }
-	for name, cfg := range map[string]engine.Config{
-		"events": {MaxEvents: 5}, "bytes": {MaxBytes: 5*(valueHeader+23) + 3}, "age": {MaxAge: 5*time.Second - time.Millisecond},
-	} {
-		t.Run(name, func(t *testing.T) {
-			cfg.History = engine.HistoryDisk
-			fs := vfs.NewMem()
-			o := Options{Dir: "data", FS: fs, Namespace: namespaces(cfg), Logger: discard, Now: clock}
-			e, err := Open(o)
-			if err != nil {
-				t.Fatal(err)
-			}
-			l := logOf(t, e, "a")
-			for i := range 10000 {
-				mu.Lock()
-				now = now.Add(time.Second)
-				mu.Unlock()
-				add(t, l, entry(t, fmt.Sprintf("a.%03d", i%20), "", "12345"))
-			}
-			check := func(l engine.Log) {
-				t.Helper()
-				if s := l.State(); s.Oldest != 9996 || s.Head != 10000 {
-					t.Errorf("%+v", s)
-				}
-				if got := readAll(t, l, pattern(t, "a.>"), 9995, 0); len(got) != 5 {
-					t.Errorf("%d events", len(got))
-				}
-				var gone *engine.PositionGoneError
-				if _, err := l.Read(t.Context(), engine.ReadRequest{Pattern: pattern(t, "a.>"), After: 9994}); !errors.As(err, &gone) || gone.Oldest != 9996 {
-					t.Errorf("read below the oldest: %v", err)
-				}
-				if list, _, err := l.Topics(t.Context(), pattern(t, "a.*"), "", 100); err != nil || len(list) != 5 {
-					t.Errorf("%d topics, %v", len(list), err)
-				}
-			}
-			check(l)
-			if err := e.Close(); err != nil {
-				t.Fatal(err)
-			}
-			e, err = Open(o)
-			if err != nil {
-				t.Fatal(err)
-			}
-			check(logOf(t, e, "a"))
-			if err := e.Close(); err != nil {
-				t.Fatal(err)
-			}
-		})
-	}
-}
-
 // A tail must hand over everything above its start, whoever publishes meanwhile, from the ring or from the log.
 func TestTailSeam(t *testing.T) {
 	for _, h := range append(histories, engine.HistoryNone) {
@@ -355,113 +300,20 @@ func TestCloseEndsTails(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	done := make(chan error)
-	go func() {
+	done := make(chan error, 1)
+	var group sync.WaitGroup
+	group.Go(func() {
 		_, err := tail.Next(context.Background())
 		done <- err
-	}()
+	})
 	if err := e.Close(); err != nil {
 		t.Fatal(err)
 	}
+	group.Wait()
 	if err := <-done; !errors.Is(err, engine.ErrClosed) {
 		t.Errorf("tail ended with %v", err)
 	}
 	if _, err := l.Append(context.Background(), []engine.Entry{entry(t, "a.b", "", "")}, engine.AppendEach); !errors.Is(err, engine.ErrClosed) {
 		t.Errorf("append after close: %v", err)
-	}
-}
-
-func TestDirectory(t *testing.T) {
-	dir := t.TempDir()
-	open(t, nil, dir, window(engine.HistoryDisk))
-	if _, err := Open(Options{Dir: dir, Namespace: namespaces(engine.Config{}), Logger: discard}); err == nil {
-		t.Error("a locked directory was opened")
-	} else if want := fmt.Sprintf("data directory %q is in use by another Runnel process; stop it or choose another directory with --data", dir); err.Error() != want {
-		t.Errorf("%q, want %q", err, want)
-	}
-}
-
-const benchWriters = 64
-
-func BenchmarkAppend(b *testing.B) {
-	for _, h := range histories {
-		b.Run(string(h), func(b *testing.B) {
-			l := logOf(b, open(b, nil, b.TempDir(), window(h)), "a")
-			en := entry(b, "a.b", "", string(make([]byte, 136)))
-			b.SetParallelism(benchWriters / 2)
-			b.ResetTimer()
-			b.RunParallel(func(pb *testing.PB) {
-				for pb.Next() {
-					mine := en
-					mine.Body = append(make([]byte, 0, len(en.Body)+wire.MaxTrailer), en.Body...)
-					add(b, l, mine)
-				}
-			})
-		})
-	}
-}
-
-// BenchmarkBarePebble is the floor under BenchmarkAppend/disk: the same keys and values, one commit each.
-func BenchmarkBarePebble(b *testing.B) {
-	db, err := pebble.Open(b.TempDir(), &pebble.Options{MemTableSize: 64 << 20, Logger: pebbleLogger{&store{logger: discard}}})
-	if err != nil {
-		b.Fatal(err)
-	}
-	defer db.Close()
-	en := entry(b, "a.b", "", string(make([]byte, 136)))
-	var next struct {
-		sync.Mutex
-		n uint64
-	}
-	b.SetParallelism(benchWriters / 2)
-	b.ResetTimer()
-	b.RunParallel(func(pb *testing.PB) {
-		for pb.Next() {
-			next.Lock()
-			next.n++
-			offset := next.n
-			next.Unlock()
-			batch := db.NewBatch()
-			v := make([]byte, valueHeader+len(en.Body))
-			putValue(v, value{total: offset, body: en.Body})
-			if err := errors.Join(batch.Set(offsetKey(kindLog, 1, offset), v, nil), batch.Set(indexKey(1, en.Topic, offset), nil, nil), batch.Commit(pebble.Sync)); err != nil {
-				b.Error(err)
-				return
-			}
-		}
-	})
-}
-
-func BenchmarkRead(b *testing.B) {
-	l := logOf(b, open(b, nil, b.TempDir(), window(engine.HistoryOS)), "a")
-	const events = 100_000
-	for range events / 1000 {
-		var batch []engine.Entry
-		for i := range 1000 {
-			batch = append(batch, entry(b, fmt.Sprintf("a.%d", i%10), "", string(make([]byte, 136))))
-		}
-		add(b, l, batch...)
-	}
-	for name, want := range map[string]int{"a.>": events, "a.3": events / 10} {
-		b.Run(name, func(b *testing.B) {
-			n := 0
-			for b.Loop() {
-				for after := uint64(0); ; {
-					page, err := l.Read(b.Context(), engine.ReadRequest{Pattern: pattern(b, name), After: after})
-					if err != nil {
-						b.Fatal(err)
-					}
-					n += len(page.Events)
-					if page.Scanned == after {
-						break
-					}
-					after = page.Scanned
-				}
-			}
-			if n != want*b.N {
-				b.Fatalf("%d events, want %d", n, want*b.N)
-			}
-			b.ReportMetric(float64(n)/b.Elapsed().Seconds(), "events/s")
-		})
 	}
 }

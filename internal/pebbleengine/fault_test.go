@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -256,9 +257,9 @@ func TestReopenRaces(t *testing.T) {
 	}
 	acked := make(chan uint64, 1)
 	ctx, stop := context.WithCancel(t.Context())
-	var l engine.Log = logOf(t, e, "a")
-	go func() {
-		defer close(acked)
+	l := logOf(t, e, "a")
+	var group sync.WaitGroup
+	group.Go(func() {
 		last := uint64(0)
 		for i := 0; ctx.Err() == nil; i++ {
 			res, err := l.Append(ctx, []engine.Entry{entry(t, "a.b", "", "x")}, engine.AppendEach)
@@ -275,7 +276,7 @@ func TestReopenRaces(t *testing.T) {
 			}
 		}
 		acked <- last
-	}()
+	})
 	for range 5 {
 		s := l.State()
 		tail, err := l.Tail(s.Head)
@@ -289,6 +290,7 @@ func TestReopenRaces(t *testing.T) {
 		tail.Close()
 	}
 	stop()
+	group.Wait()
 	if last := <-acked; l.State().Head < last {
 		t.Errorf("acknowledged up to %d, head is %d", last, l.State().Head)
 	}
