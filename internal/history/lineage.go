@@ -6,17 +6,15 @@ import "math"
 // earlier stretches what lies above that head.
 type lineage struct {
 	openings []Opening
-	index    map[string]int
 }
 
 // newLineage infers unknown heads: first are, per opening, the lowest offset acknowledged as new under it, or 0.
 func newLineage(openings []Opening, first map[int]uint64) *lineage {
-	l := &lineage{openings: openings, index: map[string]int{}}
+	l := &lineage{openings: openings}
 	for i := range l.openings {
 		if o := &l.openings[i]; o.Head == HeadUnknown && first[i] > 0 {
-			o.Head = first[i] - 1
+			o.Head = first[i] - 1 // at most: what came before it may be of unknown outcome
 		}
-		l.index[l.openings[i].Epoch] = i
 	}
 	return l
 }

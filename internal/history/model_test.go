@@ -251,7 +251,11 @@ func (m *model) open(survives runnelv1.Durability) {
 	m.safe = len(m.log)
 	m.epochs = append(m.epochs, fmt.Sprintf("%016x", len(m.epochs)+1))
 	m.heads = append(m.heads, m.head())
-	m.rec.Opened(space, Opening{Epoch: m.epoch(), Head: m.head(), Survives: survives})
+	o := Opening{Epoch: m.epoch(), Head: m.head(), Survives: survives}
+	if survives == runnelv1.Durability_DURABILITY_OS && m.rng.IntN(2) == 0 {
+		o.Head = HeadUnknown // nothing was lost
+	}
+	m.rec.Opened(space, o)
 }
 
 func (m *model) trim() {

@@ -124,12 +124,14 @@ func (e *modelEngine) Log(name string) (engine.Log, error) {
 	if l := e.logs[name]; l != nil {
 		return l, nil
 	}
-	l := &modelLog{e: e, bug: e.disk.bug, name: name, cfg: cfg, moved: make(chan struct{}), s: e.disk.open(name, cfg.History)}
+	l := &modelLog{e: e, bug: e.disk.bug, name: name, cfg: cfg, mu: &e.disk.mu, moved: make(chan struct{}), s: e.disk.open(name, cfg.History)}
 	if l.bug == "namespaces share a log" {
 		for _, other := range e.logs {
 			l.s = other.s
 		}
 	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	l.openLocked()
 	e.logs[name] = l
 	return l, nil
@@ -186,7 +188,7 @@ func (e *modelEngine) isClosed() bool {
 	}
 }
 
-// modelLog is a log. commit is held through an append, mu guards everything else.
+// modelLog is a log. commit is held through an append; mu, the disk's, guards everything else.
 type modelLog struct {
 	e    *modelEngine
 	bug  bug
@@ -195,7 +197,7 @@ type modelLog struct {
 
 	commit sync.Mutex
 
-	mu    sync.Mutex
+	mu    *sync.Mutex
 	s     *stored
 	head  uint64
 	ids   map[string]engine.Result
@@ -402,11 +404,9 @@ func (l *modelLog) sync() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.cfg.History == engine.HistoryDisk {
-		l.e.disk.mu.Lock()
 		if l.s.synced = len(l.s.events); l.bug == "ack before commit" && l.s.synced > 0 {
 			l.s.synced--
 		}
-		l.e.disk.mu.Unlock()
 	}
 	l.head = uint64(len(l.s.events))
 	l.trimLocked()
