@@ -21,7 +21,7 @@ import (
 const demoWorkers = 3
 
 func (a *app) demo() *cobra.Command {
-	d := &demo{a: a, cutEvery: 10 * time.Second}
+	d := &demo{a: a, listen: "127.0.0.1:50051", admin: "127.0.0.1:9464", cutEvery: 10 * time.Second}
 	var length time.Duration
 	var data string
 	c := &cobra.Command{
@@ -56,11 +56,13 @@ func (a *app) demo() *cobra.Command {
 
 // demo is one run of the demo.
 type demo struct {
-	a        *app
-	cutEvery time.Duration
-	addr     string
-	client   *runnel.Client
-	board    *board
+	a             *app
+	listen, admin string // where free ports are used if these are taken
+	cutEvery      time.Duration
+
+	addr   string // of gRPC
+	client *runnel.Client
+	board  *board
 }
 
 func (d *demo) run(ctx context.Context, data string) error {
@@ -96,7 +98,7 @@ func (d *demo) run(ctx context.Context, data string) error {
 // explain says what is to be seen and what to try.
 func (d *demo) explain() {
 	program, flag := program(), ""
-	if d.addr != "127.0.0.1:50051" {
+	if d.addr != d.listen {
 		flag = " --server " + d.addr
 	}
 	d.board.say("")
@@ -123,7 +125,7 @@ func program() string {
 // server listens on the default ports, or on free ones where those are taken.
 func (d *demo) server(data string) (*server.Server, error) {
 	return server.New(server.Config{
-		Listen: freeAddress("127.0.0.1:50051"), Admin: freeAddress("127.0.0.1:9464"), Data: data, Dev: true,
+		Listen: freeAddress(d.listen), Admin: freeAddress(d.admin), Data: data, Dev: true,
 		Defaults:     server.Namespace{MaxAge: time.Hour, MaxBytes: 256 << 20},
 		DrainTimeout: 5 * time.Second,
 		Logger:       slog.New(slog.NewTextHandler(d.a.err, &slog.HandlerOptions{Level: slog.LevelWarn})),
