@@ -38,11 +38,11 @@ func (a *app) explain(err error) string {
 	advice := map[string]string{
 		runnel.ReasonUnknownNamespace: "add it to the server's configuration, or start the server with --dev",
 		runnel.ReasonPositionGone:     "start with --from earliest to read what is left",
-		runnel.ReasonEpochChanged:     "this position is not part of the log: start with --from earliest or --from new",
+		runnel.ReasonEpochChanged:     "start with --from earliest or --from new",
 		runnel.ReasonOffsetConflict:   "read the topic again and publish with --expect as it stands now",
 		runnel.ReasonTooLarge:         "send less, or raise the limit in the server's configuration",
 		runnel.ReasonStorageFull:      "free some space on the server's disk; it takes events again by itself",
-		runnel.ReasonSlowConsumer:     "start again with --from and the position, or choose another --policy",
+		runnel.ReasonSlowConsumer:     "go on with --from " + e.Facts["position"] + ", or choose another --policy",
 	}[e.Reason]
 	if advice == "" {
 		return oneLine(err.Error())

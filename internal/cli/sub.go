@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"math"
 	"os"
 	"sync"
@@ -117,8 +118,8 @@ func (a *app) subscribe(ctx context.Context, patterns []string, opts []runnel.Su
 // follower prints what several subscriptions yield. Its goroutines end with run.
 type follower struct {
 	p         *printer
-	count     uint64 // 0: no end
-	out       any    // where p writes to in the end
+	count     uint64    // 0: no end
+	out       io.Writer // where p writes to in the end
 	connected bool
 	n         uint64 // events so far
 }

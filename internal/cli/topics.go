@@ -12,6 +12,9 @@ import (
 	"github.com/runnelhq/runnel"
 )
 
+// tableRows is how many rows are aligned with each other; a table of all topics there can be would not fit into memory.
+const tableRows = 1000
+
 func (a *app) topics() *cobra.Command {
 	var asJSON bool
 	c := &cobra.Command{
@@ -50,6 +53,9 @@ func (a *app) topics() *cobra.Command {
 				err = p.topic(&t)
 			} else {
 				_, err = fmt.Fprintln(table, topicRow(&t))
+			}
+			if n%tableRows == 0 {
+				err = errors.Join(err, table.Flush())
 			}
 			if err != nil {
 				return err
