@@ -311,7 +311,9 @@ func (l *modelLog) Append(ctx context.Context, entries []engine.Entry, mode engi
 		return nil, err
 	}
 	results := l.write(entries, mode)
-	runtime.Gosched()
+	for range 20 { // a sync takes its time
+		runtime.Gosched()
+	}
 	if onDisk && l.e.disk.fails() {
 		l.reopen(0)
 		return nil, engine.ErrStorageFailed

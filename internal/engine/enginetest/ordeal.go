@@ -7,6 +7,7 @@ import (
 	"strconv"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	runnelv1 "github.com/runnelhq/runnel/api/runnel/v1"
 	"github.com/runnelhq/runnel/internal/engine"
@@ -15,13 +16,16 @@ import (
 
 var faultRuns = []testCase{
 	{"fault run", durable, needCrash, func(g *rig) { faultRun(g, engine.Config{}, false) }},
-	{"fault run with retention", durable, needCrash, func(g *rig) { faultRun(g, engine.Config{MaxEvents: 150}, false) }},
+	{"fault run with retention", durable, needCrash, func(g *rig) { faultRun(g, engine.Config{MaxEvents: 40}, false) }},
 	{"fault run with failing storage", durable, needCrash | needFail, func(g *rig) { faultRun(g, engine.Config{}, true) }},
 	{"fault run in memory", memory, 0, func(g *rig) { faultRun(g, engine.Config{}, false) }},
 }
 
-// defaultRounds is how many ends a fault run comes to, unless RUNNEL_ROUNDS says otherwise.
-const defaultRounds = 12
+// How many ends a fault run comes to, unless RUNNEL_ROUNDS says otherwise: a few, or with RUNNEL_CRASH set many.
+const (
+	someRounds = 12
+	manyRounds = 300
+)
 
 // ordeal is a fault run: writers and followers at work on one log while the storage fails and the engine ends, in every way
 // the factory has, round after round.
@@ -32,13 +36,18 @@ type ordeal struct {
 	fail      bool
 	writers   []*writer
 	followers []*follower
+	left      *countdown // of the round
 
 	cut atomic.Bool // the end has come: what is learned from here on was never learned
 }
 
 func faultRun(g *rig, cfg engine.Config, fail bool) {
 	seed := number("RUNNEL_SEED", rand.Uint64())
-	rounds := number("RUNNEL_ROUNDS", defaultRounds)
+	rounds := uint64(someRounds)
+	if os.Getenv("RUNNEL_CRASH") != "" {
+		rounds = manyRounds
+	}
+	rounds = number("RUNNEL_ROUNDS", rounds)
 	g.Logf("RUNNEL_SEED=%d RUNNEL_ROUNDS=%d", seed, rounds)
 	l := g.open(cfg)
 	o := &ordeal{g: g, a: g.account(l), rng: newRand(seed), fail: fail}
@@ -47,6 +56,9 @@ func faultRun(g *rig, cfg engine.Config, fail bool) {
 	}
 	for i, pattern := range []string{"n.>", "n.shared", "n.>", "n.w.0", "n.w.*", "n.w.1"} {
 		o.followers = append(o.followers, newFollower(o, i, g.pattern(pattern)))
+	}
+	if fail {
+		rounds = (rounds + 1) / 2 // a recovery takes its time
 	}
 	for range rounds {
 		l = o.round(l)
@@ -58,6 +70,7 @@ func faultRun(g *rig, cfg engine.Config, fail bool) {
 		p := g.pattern(pattern)
 		o.a.readAll(l, o.a.rec.Subscriber("at the end, "+pattern, p), p)
 	}
+	o.g.Logf("at the end: %+v", l.State())
 	o.a.judge(l)
 }
 
@@ -75,66 +88,80 @@ func (o *ordeal) round(l engine.Log) engine.Log {
 	defer stop()
 	o.cut.Store(false)
 	var group sync.WaitGroup
-	left := &countdown{n: 20 + o.rng.Int64N(150), done: make(chan struct{})}
+	how := o.choose()
+	after := o.g.storage
+	o.left = &countdown{n: 20 + o.rng.Int64N(300), done: make(chan struct{}), last: func() {
+		if how.crash {
+			o.cut.Store(true)
+			after = o.g.storage.Crash(how.unsynced, o.rng)
+		}
+	}}
+	o.g.clock.move(time.Duration(o.rng.IntN(6000)-3000) * time.Millisecond)
+	other := o.g.log(beside)
+	if o.fail {
+		o.g.storage.Fail(o.rng.IntN(60), 1+o.rng.IntN(3))
+	}
 	for _, w := range o.writers {
-		group.Go(func() { w.run(ctx, l, left) })
+		group.Go(func() { w.run(ctx, l, other) })
 	}
 	for _, f := range o.followers {
 		group.Go(func() { f.run(ctx, l) })
 	}
-	if o.fail {
-		o.g.storage.Fail(o.rng.IntN(60), 1+o.rng.IntN(3))
-	}
 	select {
-	case <-left.done:
+	case <-o.left.done:
 	case <-ctx.Done():
-		o.g.Errorf("the publishers are stuck")
-	}
-	return o.end(l, func() {
-		stop()
-		group.Wait()
-	})
-}
-
-// end ends the engine in one of three ways: closed in good order, killed, or cut off from power.
-func (o *ordeal) end(l engine.Log, stop func()) engine.Log {
-	how := history.Opening{Survives: runnelv1.Durability_DURABILITY_OS}
-	after := o.g.storage
-	if n := o.rng.IntN(10); n > 1 && o.g.storage.Crash != nil {
-		unsynced := 100
-		if n > 4 {
-			unsynced = o.rng.IntN(100)
-			how.Survives = runnelv1.Durability_DURABILITY_DISK
-		}
-		o.cut.Store(true)
-		after = o.g.storage.Crash(unsynced, o.rng)
+		o.g.Fatalf("publishers and followers are stuck")
 	}
 	if o.fail {
 		o.g.storage.Fail(0, 0)
 	}
 	stop()
+	group.Wait()
 	o.a.rec.Trimmed(namespace, l.State().Oldest)
-	if o.g.history == engine.HistoryMemory {
-		how.Fresh = true
-	}
 	o.g.close()
 	o.g.storage = after
 	l = o.g.open(o.g.cfg)
-	o.a.opened(l, how)
+	o.a.opened(l, how.opening)
 	return l
+}
+
+// end is one of the ways in which an engine ends: closed in good order, killed, or cut off from power.
+type end struct {
+	opening  history.Opening // what follows
+	crash    bool
+	unsynced int
+}
+
+func (o *ordeal) choose() end {
+	e := end{opening: history.Opening{
+		Survives: runnelv1.Durability_DURABILITY_OS, Fresh: o.g.history == engine.HistoryMemory,
+	}}
+	n := o.rng.IntN(10)
+	if o.g.storage.Crash == nil || n < 2 {
+		return e
+	}
+	e.crash, e.unsynced = true, 100
+	if n > 4 {
+		e.unsynced = o.rng.IntN(100)
+		e.opening.Survives = runnelv1.Durability_DURABILITY_DISK
+	}
+	return e
 }
 
 // gone reports whether what was just learned is void.
 func (o *ordeal) gone() bool { return o.cut.Load() }
 
-// countdown closes done when it has been counted down.
+// countdown ends a round. Whoever counts to the end does the last thing on the spot: a crash hits in the middle of what is
+// being done, right behind what was learned last.
 type countdown struct {
 	n    int64
+	last func()
 	done chan struct{}
 }
 
 func (c *countdown) count() {
 	if atomic.AddInt64(&c.n, -1) == 0 {
+		c.last()
 		close(c.done)
 	}
 }

@@ -24,8 +24,12 @@ type writer struct {
 
 func newWriter(o *ordeal, n int, rng *rand.Rand) *writer { return &writer{o: o, n: n, rng: rng} }
 
-func (w *writer) run(ctx context.Context, l engine.Log, left *countdown) {
+func (w *writer) run(ctx context.Context, l, other engine.Log) {
 	for ctx.Err() == nil && !w.o.gone() {
+		if w.rng.IntN(2) == 0 {
+			// Nobody looks at the other log. It is there because engines let logs share commits, files and syncs.
+			_, _ = other.Append(ctx, []engine.Entry{w.o.g.entry(beside+".a", "", "x")}, engine.AppendEach)
+		}
 		makers := w.compose()
 		entries := make([]engine.Entry, len(makers))
 		for i, m := range makers {
@@ -33,7 +37,7 @@ func (w *writer) run(ctx context.Context, l engine.Log, left *countdown) {
 		}
 		mode := engine.AppendMode(w.rng.IntN(2))
 		err := w.o.a.try(ctx, l, mode, entries, w.o.gone)
-		left.count()
+		w.o.left.count()
 		if err == nil {
 			continue
 		}
@@ -64,11 +68,17 @@ func (w *writer) compose() []func() engine.Entry {
 		w.next++
 		conditional, expected := w.rng.IntN(4) == 0, w.rng.Uint64N(40)
 		payload := fmt.Sprint(id, w.rng.Uint64())
+		if conditional && w.rng.IntN(2) == 0 {
+			name, expected = "n.once."+id, 0 // holds, and no longer when it is sent again
+		}
 		list = append(list, func() engine.Entry {
 			e := w.o.g.dedup(name, id, payload)
 			e.Conditional, e.Expected = conditional, expected
 			return e
 		})
+		if w.rng.IntN(8) == 0 {
+			list = append(list, list[len(list)-1])
+		}
 	}
 	return list
 }
@@ -153,7 +163,7 @@ func (f *follower) follow(ctx context.Context, l engine.Log) error {
 		page, err := t.Next(ctx)
 		if !f.tails && err == nil {
 			// The tail only says that there is something.
-			page, err = l.Read(ctx, engine.ReadRequest{Pattern: f.pattern, After: f.pos.Offset, MaxEvents: 40})
+			page, err = l.Read(ctx, engine.ReadRequest{Pattern: f.pattern, After: f.pos.Offset, MaxEvents: 5})
 			if f.o.a.now(l) != f.pos.Epoch {
 				return nil
 			}
@@ -170,6 +180,7 @@ func (f *follower) follow(ctx context.Context, l engine.Log) error {
 		}
 		f.o.a.page(f.sub, f.pattern, f.pos.Epoch, page)
 		f.pos.Offset = max(f.pos.Offset, page.Scanned)
+		f.o.left.count()
 	}
 }
 

@@ -3,6 +3,7 @@ package enginetest
 import (
 	"context"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -18,9 +19,11 @@ import (
 // patience is how long a case waits for what never comes.
 const patience = time.Minute
 
-// namespace is the one that cases use; every other name but unknown works too.
+// namespace is the one that cases use; every other name but unknown works too. beside is kept the other way: on disk where
+// the case is about os, and the reverse.
 const (
 	namespace = "n"
+	beside    = "beside"
 	unknown   = "unknown"
 )
 
@@ -63,14 +66,29 @@ func (g *rig) open(cfg engine.Config) engine.Log {
 	}
 	g.cfg = cfg
 	eng, err := g.storage.Open(Options{
-		Namespace: func(name string) (engine.Config, bool) { return cfg, name != unknown },
-		Now:       g.clock.now,
+		Namespace: func(name string) (engine.Config, bool) {
+			if name == beside {
+				return engine.Config{History: g.other()}, true
+			}
+			return cfg, name != unknown
+		},
+		Now: g.clock.now,
 	})
 	if err != nil {
 		g.Fatalf("open: %v", err)
 	}
 	g.eng = eng
 	return g.log(namespace)
+}
+
+// other is the history of namespace beside: one that shares storage with the case's own, if there is one.
+func (g *rig) other() engine.History {
+	for _, h := range durable {
+		if h != g.history && slices.Contains(durable, g.history) && slices.Contains(g.f.Histories, h) {
+			return h
+		}
+	}
+	return g.history
 }
 
 func (g *rig) log(name string) engine.Log {
