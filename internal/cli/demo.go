@@ -3,6 +3,7 @@ package cli
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net"
 	"os"
@@ -90,9 +91,11 @@ func (d *demo) run(ctx context.Context, data string) error {
 	err = d.stream(ctx)
 	stop()
 	err = errors.Join(err, server.Wait())
-	d.board.say("demo ended")
 	d.board.close()
-	return errors.Join(err, screen.Wait())
+	if err = errors.Join(err, screen.Wait()); err == nil {
+		_, err = fmt.Fprintln(d.a.out, "demo ended")
+	}
+	return err
 }
 
 // explain says what is to be seen and what to try.
