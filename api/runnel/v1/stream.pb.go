@@ -864,6 +864,9 @@ type Subscription struct {
 	MaxLag uint32 `protobuf:"varint,6,opt,name=max_lag,json=maxLag,proto3" json:"max_lag,omitempty"`
 	// CONFLATE: at most one batch per interval, in milliseconds; 0: no minimum.
 	MinIntervalMs uint32 `protobuf:"varint,7,opt,name=min_interval_ms,json=minIntervalMs,proto3" json:"min_interval_ms,omitempty"`
+	// DROP_OLDEST, DISCONNECT: age in milliseconds of the oldest matching event not yet sent, by its timestamp, before the policy acts;
+	// 0: the namespace's.
+	MaxAgeMs      uint32 `protobuf:"varint,8,opt,name=max_age_ms,json=maxAgeMs,proto3" json:"max_age_ms,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -943,6 +946,13 @@ func (x *Subscription) GetMaxLag() uint32 {
 func (x *Subscription) GetMinIntervalMs() uint32 {
 	if x != nil {
 		return x.MinIntervalMs
+	}
+	return 0
+}
+
+func (x *Subscription) GetMaxAgeMs() uint32 {
+	if x != nil {
+		return x.MaxAgeMs
 	}
 	return 0
 }
@@ -2699,7 +2709,7 @@ const file_runnel_v1_stream_proto_rawDesc = "" +
 	"\x05after\x18\x04 \x01(\v2\x13.runnel.v1.PositionH\x00R\x05after\x12\x19\n" +
 	"\atime_ms\x18\x05 \x01(\x03H\x00R\x06timeMs\x12\x17\n" +
 	"\x06last_n\x18\x06 \x01(\rH\x00R\x05lastNB\x04\n" +
-	"\x02at\"\xf8\x01\n" +
+	"\x02at\"\x96\x02\n" +
 	"\fSubscription\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\rR\x02id\x12\x18\n" +
 	"\apattern\x18\x02 \x01(\tR\apattern\x12.\n" +
@@ -2707,7 +2717,9 @@ const file_runnel_v1_stream_proto_rawDesc = "" +
 	"\boverflow\x18\x04 \x01(\x0e2\x19.runnel.v1.OverflowPolicyR\boverflow\x12\x16\n" +
 	"\x06credit\x18\x05 \x01(\rR\x06credit\x12\x17\n" +
 	"\amax_lag\x18\x06 \x01(\rR\x06maxLag\x12&\n" +
-	"\x0fmin_interval_ms\x18\a \x01(\rR\rminIntervalMs\"Q\n" +
+	"\x0fmin_interval_ms\x18\a \x01(\rR\rminIntervalMs\x12\x1c\n" +
+	"\n" +
+	"max_age_ms\x18\b \x01(\rR\bmaxAgeMs\"Q\n" +
 	"\x10SubscribeRequest\x12=\n" +
 	"\rsubscriptions\x18\x01 \x03(\v2\x17.runnel.v1.SubscriptionR\rsubscriptions\"\x88\x03\n" +
 	"\rStreamRequest\x12\x1d\n" +
