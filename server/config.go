@@ -40,6 +40,9 @@ type Limits struct {
 	MaxSubscriptions        int // of a session; default 100
 	MaxStreamsPerConnection int // default 1,000
 	MaxNamespaces           int // default 1,000
+	// MemoryBytes is what the server holds at most for its clients: windows, pages of the log, events on their way, sessions.
+	// Default: a quarter of what the process may use (GOMEMLIMIT, its control group, the machine's memory).
+	MemoryBytes int64
 }
 
 // Namespace is how a namespace keeps its events, and what its subscribers may ask for.
@@ -50,13 +53,15 @@ type Namespace struct {
 	MaxAge      time.Duration // 0: no limit
 	DedupWindow time.Duration // how long event ids are remembered; default 2 minutes
 	DedupIDs    int           // most event ids remembered; default 1,048,576
-	Overflow    string        // policy of subscriptions that name none: catch-up (default), drop-oldest, disconnect
+	Overflow    string        // policy of subscriptions that name none: catch-up (default), drop-oldest, conflate, disconnect
 	Policies    []string      // policies that may be asked for; empty: all
 	MaxLag      uint64        // events behind before drop-oldest and disconnect act; default 1,024
+	MaxLagAge   time.Duration // age of the oldest event not sent before they act; 0: no limit
 }
 
 var policies = map[string]runnelv1.OverflowPolicy{
 	"catch-up":    runnelv1.OverflowPolicy_OVERFLOW_POLICY_CATCH_UP,
+	"conflate":    runnelv1.OverflowPolicy_OVERFLOW_POLICY_CONFLATE,
 	"drop-oldest": runnelv1.OverflowPolicy_OVERFLOW_POLICY_DROP_OLDEST,
 	"disconnect":  runnelv1.OverflowPolicy_OVERFLOW_POLICY_DISCONNECT,
 }
@@ -80,6 +85,12 @@ func (c Config) withDefaults() (Config, error) {
 	set(&c.Limits.MaxSubscriptions, 100)
 	set(&c.Limits.MaxStreamsPerConnection, 1000)
 	set(&c.Limits.MaxNamespaces, 1000)
+	if c.Limits.MemoryBytes == 0 {
+		c.Limits.MemoryBytes = max(usableMemory()/4, MinMemoryBytes)
+	}
+	if c.Limits.MemoryBytes < MinMemoryBytes {
+		return c, fmt.Errorf("limits: memory_bytes is %d; the least that works is %d", c.Limits.MemoryBytes, MinMemoryBytes)
+	}
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
 	}
@@ -137,6 +148,7 @@ func (n Namespace) over(d Namespace) (Namespace, error) {
 	set(&n.DedupIDs, d.DedupIDs)
 	set(&n.Overflow, d.Overflow)
 	set(&n.MaxLag, d.MaxLag)
+	set(&n.MaxLagAge, d.MaxLagAge)
 	if n.Policies == nil {
 		n.Policies = d.Policies
 	}
@@ -147,7 +159,7 @@ func (n Namespace) over(d Namespace) (Namespace, error) {
 	}
 	for _, p := range append([]string{n.Overflow}, n.Policies...) {
 		if _, ok := policies[p]; !ok {
-			return n, fmt.Errorf("policy %q is not one of catch-up, drop-oldest, disconnect", p)
+			return n, fmt.Errorf("policy %q is not one of catch-up, drop-oldest, conflate, disconnect", p)
 		}
 	}
 	return n, nil

@@ -27,6 +27,7 @@ import (
 	runnelv1 "github.com/runnelhq/runnel/api/runnel/v1"
 	"github.com/runnelhq/runnel/internal/admin"
 	"github.com/runnelhq/runnel/internal/broker"
+	"github.com/runnelhq/runnel/internal/budget"
 	"github.com/runnelhq/runnel/internal/engine"
 	"github.com/runnelhq/runnel/internal/grpcapi"
 	"github.com/runnelhq/runnel/internal/hub"
@@ -48,6 +49,7 @@ type Server struct {
 	engine   *pebbleengine.Engine
 	metrics  *admin.Metrics
 	health   *health.Server
+	budget   *budget.Budget
 
 	mu  sync.Mutex
 	ran bool
@@ -61,6 +63,7 @@ func New(cfg Config) (*Server, error) {
 		return nil, err
 	}
 	s := &Server{cfg: cfg, listener: cfg.Listener, metrics: admin.NewMetrics(), health: health.NewServer()}
+	s.budget = budget.New(cfg.Limits.MemoryBytes)
 	if s.listener == nil {
 		if s.listener, err = listen(cfg.Listen, "--listen"); err != nil {
 			return nil, err
@@ -102,7 +105,7 @@ func (s *Server) engineConfig(name string) (engine.Config, bool) {
 
 func (s *Server) rules(name string) broker.Rules {
 	n, _ := s.cfg.namespace(name)
-	r := broker.Rules{Overflow: policies[n.Overflow], MaxLag: n.MaxLag}
+	r := broker.Rules{Overflow: policies[n.Overflow], MaxLag: n.MaxLag, MaxLagAge: n.MaxLagAge}
 	for _, p := range n.Policies {
 		r.Allowed = append(r.Allowed, policies[p])
 	}
@@ -149,14 +152,14 @@ func (s *Server) Run(ctx context.Context) error {
 	if ran {
 		return errors.New("server: Run was called before, or the server is closed")
 	}
-	h := hub.New(s.engine, hub.Config{})
+	h := hub.New(s.engine, hub.Config{Budget: s.budget})
 	replayer := session.NewReplayer()
 	b := broker.New(s.engine, h, broker.Config{
 		MaxPayload: s.cfg.Limits.MaxPayloadBytes, MaxHeaders: s.cfg.Limits.MaxHeadersBytes,
 		MaxSubscriptions: s.cfg.Limits.MaxSubscriptions, Rules: s.rules,
 	})
 	api := grpcapi.New(b, replayer, grpcapi.Config{
-		Heartbeat: heartbeat, Silence: silence, SendTimeout: s.cfg.SendTimeout, Logger: s.cfg.Logger,
+		Heartbeat: heartbeat, Silence: silence, SendTimeout: s.cfg.SendTimeout, Logger: s.cfg.Logger, Budget: s.budget,
 		Received: func(kind string) { s.metrics.Received.WithLabelValues(kind).Inc() },
 	})
 	g := s.grpcServer()

@@ -7,6 +7,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"time"
 	"unicode/utf8"
 
 	"github.com/google/uuid"
@@ -23,6 +24,8 @@ type Rules struct {
 	Overflow runnelv1.OverflowPolicy   // used where a subscription names none
 	Allowed  []runnelv1.OverflowPolicy // empty: all
 	MaxLag   uint64                    // used where a subscription names none
+	// MaxLagAge is the max_age_ms used where a subscription names none; 0: no limit.
+	MaxLagAge time.Duration
 }
 
 // Config bounds what clients may do. All fields are required.

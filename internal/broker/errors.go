@@ -24,10 +24,3 @@ func (e *TooLargeError) Error() string {
 type PolicyError struct{ Reason string }
 
 func (e *PolicyError) Error() string { return e.Reason }
-
-// UnsupportedError says that a feature of the contract is not part of this version.
-type UnsupportedError struct{ What string }
-
-func (e *UnsupportedError) Error() string {
-	return e.What + " is not available in this version of the server"
-}

@@ -31,50 +31,64 @@ func describe(t engine.TopicState, s engine.State) (*runnelv1.Topic, error) {
 
 // Subscribe checks a subscription, looks up where it starts, and adds it to the session.
 func (b *Broker) Subscribe(ctx context.Context, s *session.Session, request uint64, r *runnelv1.Subscription) error {
-	p, err := topic.ParsePattern(r.GetPattern())
-	if err != nil {
-		return &InvalidError{"pattern", err.Error()}
-	}
-	// The feed comes first: what is appended from here on is in its window, whatever the log answers below.
-	feed, log, err := b.hub.Open(p)
+	p, log, err := b.pattern("pattern", r.GetPattern())
 	if err != nil {
 		return err
 	}
-	o := session.Options{ID: r.GetId(), Pattern: p, Credit: r.GetCredit(), MaxLag: uint64(r.GetMaxLag()), Feed: feed, Log: log, State: log.State()}
-	if o.Policy, err = b.policy(&o, r); err == nil {
-		if err = b.start(ctx, &o, r.GetStart()); err == nil {
-			err = s.Subscribe(request, o)
-		}
+	o := session.Options{
+		ID: r.GetId(), Pattern: p, Credit: r.GetCredit(), MaxLag: uint64(r.GetMaxLag()),
+		MaxAge: time.Duration(r.GetMaxAgeMs()) * time.Millisecond, Interval: time.Duration(r.GetMinIntervalMs()) * time.Millisecond,
+	}
+	if err := b.policy(&o, r.GetOverflow(), log.State().History); err != nil {
+		return err
+	}
+	conflating := o.Policy == runnelv1.OverflowPolicy_OVERFLOW_POLICY_CONFLATE
+	// The feed comes first: what is appended from here on is in its window, whatever the log answers below.
+	if o.Feed, o.Log, err = b.hub.Open(p, conflating); err != nil {
+		return err
+	}
+	o.State = o.Log.State()
+	if err = b.start(ctx, &o, r.GetStart()); err == nil {
+		err = s.Subscribe(request, o)
 	}
 	if err != nil {
-		feed.Close()
+		o.Feed.Close(conflating)
 	}
 	return err
 }
 
-func (b *Broker) policy(o *session.Options, r *runnelv1.Subscription) (runnelv1.OverflowPolicy, error) {
+// maxInterval is the longest interval between batches: whoever wants less than one an hour wants something else.
+const maxInterval = time.Hour
+
+// policy fills in what the namespace says where the subscription says nothing, and checks that they go together.
+func (b *Broker) policy(o *session.Options, policy runnelv1.OverflowPolicy, history bool) error {
 	rules := b.cfg.Rules(o.Pattern.Namespace())
-	policy := r.GetOverflow()
 	if _, known := runnelv1.OverflowPolicy_name[int32(policy)]; !known {
-		return 0, &InvalidError{"overflow", fmt.Sprintf("there is no policy %d", policy)}
+		return &InvalidError{"overflow", fmt.Sprintf("there is no policy %d", policy)}
 	}
 	if o.MaxLag == 0 {
 		o.MaxLag = rules.MaxLag
 	}
+	if o.MaxAge == 0 {
+		o.MaxAge = rules.MaxLagAge
+	}
 	if policy == runnelv1.OverflowPolicy_OVERFLOW_POLICY_UNSPECIFIED {
-		if policy = rules.Overflow; policy == runnelv1.OverflowPolicy_OVERFLOW_POLICY_CATCH_UP && !o.State.History {
+		if policy = rules.Overflow; policy == runnelv1.OverflowPolicy_OVERFLOW_POLICY_CATCH_UP && !history {
 			policy = runnelv1.OverflowPolicy_OVERFLOW_POLICY_DROP_OLDEST
 		}
 	}
-	switch {
-	case policy == runnelv1.OverflowPolicy_OVERFLOW_POLICY_CONFLATE:
-		return 0, &UnsupportedError{"overflow policy CONFLATE"}
-	case policy == runnelv1.OverflowPolicy_OVERFLOW_POLICY_CATCH_UP && !o.State.History:
-		return 0, &InvalidError{"overflow", "CATCH_UP needs history, and this namespace keeps none"}
+	o.Policy = policy
+	switch conflates := policy == runnelv1.OverflowPolicy_OVERFLOW_POLICY_CONFLATE; {
+	case policy == runnelv1.OverflowPolicy_OVERFLOW_POLICY_CATCH_UP && !history:
+		return &InvalidError{"overflow", "CATCH_UP needs history, and this namespace keeps none"}
 	case len(rules.Allowed) > 0 && !slices.Contains(rules.Allowed, policy):
-		return 0, &PolicyError{fmt.Sprintf("this namespace does not allow %s", policy)}
+		return &PolicyError{fmt.Sprintf("this namespace does not allow %s", policy)}
+	case o.Interval > 0 && !conflates:
+		return &InvalidError{"min_interval_ms", fmt.Sprintf("it goes with CONFLATE, and the policy is %s", policy)}
+	case o.Interval > maxInterval:
+		return &InvalidError{"min_interval_ms", fmt.Sprintf("it is more than an hour (%d)", maxInterval.Milliseconds())}
 	}
-	return policy, nil
+	return nil
 }
 
 // start looks up where a subscription begins; new events if at is unset.

@@ -153,7 +153,7 @@ RUNNEL_NAMESPACES__MAX_LAG: bad namespace "": it is empty`)
 
 // Every mistake is reported, each where it is.
 func TestFileProblems(t *testing.T) {
-	const keys = "history, max_age, max_bytes, max_events, max_lag, overflow, policies"
+	const keys = "history, max_age, max_bytes, max_events, max_lag, max_lag_age, overflow, policies"
 	for _, c := range []struct{ name, file, want string }{
 		{"several", "listen: here\ndefaults:\n  history: dsk\n  max_age: soon\nnamespaces:\n  a:\n    max_bytes: 3XB\n    max_lag: -1\nlog_level: loud\n", `
 r.yaml:1: listen: "here" is not an address; write HOST:PORT, as 127.0.0.1:50051
@@ -165,7 +165,7 @@ r.yaml:9: log_level: "loud" is not one of debug, info, warn, error`},
 		{"unknown key", "listn: 127.0.0.1:1\n",
 			"r.yaml:1: unknown key listn; known here: admin, data, defaults, dev, drain_timeout, insecure, limits, listen, log_format, log_level, namespaces, send_timeout"},
 		{"unknown key of limits", "limits:\n  max: 1\n",
-			"r.yaml:2: unknown key limits.max; known here: max_headers_bytes, max_namespaces, max_payload_bytes, max_streams_per_connection, max_subscriptions"},
+			"r.yaml:2: unknown key limits.max; known here: max_headers_bytes, max_namespaces, max_payload_bytes, max_streams_per_connection, max_subscriptions, memory_bytes"},
 		{"unknown key of a namespace", "namespaces:\n  a:\n    dedup_id: 1\n",
 			"r.yaml:3: unknown key namespaces.a.dedup_id; known here: dedup_ids, dedup_window, " + keys},
 		{"dotted key", "limits.max_namespaces: 1\n",
@@ -179,18 +179,20 @@ r.yaml:3: namespaces: bad namespace "*": * and > stand only in patterns, each as
 		{"no value", "data:\nlisten: ~\n", "r.yaml:1: data: has no value; write one, or leave the key out\nr.yaml:2: listen: has no value; write one, or leave the key out"},
 		{"keys for a value", "data: {a: b}\n", "r.yaml:1: data: takes one value, not a list or keys"},
 		{"list for a value", "data:\n  - a\n", "r.yaml:2: data: takes one value, not a list or keys"},
-		{"value for keys", "limits: 5\n", "r.yaml:1: limits must hold keys, each on a line of its own; known here: max_headers_bytes, max_namespaces, max_payload_bytes, max_streams_per_connection, max_subscriptions"},
+		{"value for keys", "limits: 5\n", "r.yaml:1: limits must hold keys, each on a line of its own; known here: max_headers_bytes, max_namespaces, max_payload_bytes, max_streams_per_connection, max_subscriptions, memory_bytes"},
 		{"list for names", "namespaces: [a, b]\n", "r.yaml:1: namespaces must hold keys, each on a line of its own; known here: names of namespaces"},
 		{"no keys at all", "hello\n",
 			"r.yaml:1: the file must hold keys, each on a line of its own; known here: admin, data, defaults, dev, drain_timeout, insecure, limits, listen, log_format, log_level, namespaces, send_timeout"},
 		{"bad list", "defaults:\n  policies: [disconnect, [catch-up]]\n", "r.yaml:2: defaults.policies: must be a list of plain values"},
-		{"empty list", "defaults:\n  policies: []\n", `r.yaml:2: defaults.policies: "" is not one of catch-up, drop-oldest, disconnect`},
+		{"empty list", "defaults:\n  policies: []\n", `r.yaml:2: defaults.policies: "" is not one of catch-up, drop-oldest, conflate, disconnect`},
 		{"word twice", "defaults:\n  policies: [disconnect, disconnect]\n", "r.yaml:2: defaults.policies: disconnect is there twice"},
 		{"overflow not among policies", "defaults:\n  policies: [disconnect]\nnamespaces:\n  a:\n    policies: [drop-oldest]\n", `
 r.yaml:2: defaults: overflow catch-up is not among policies disconnect; add it there, or choose another
 r.yaml:5: namespaces.a: overflow catch-up is not among policies drop-oldest; add it there, or choose another`},
 		{"too many namespaces", "limits: {max_namespaces: 1}\nnamespaces: {a: , b: }\n",
 			"r.yaml:1: limits.max_namespaces: 2 namespaces are configured, and only 1 allowed"},
+		{"little memory", "limits:\n  memory_bytes: 1MiB\n",
+			"r.yaml:2: limits.memory_bytes: 1048576 is less than the 33554432 bytes that a server needs; write more, or 0 for a quarter of what the process may use"},
 		{"control characters", "data: |\n  a\n  b\n", `r.yaml:1: data: "a\nb\n" is not one line of printable text`},
 		{"yes", "dev: yes\n", `r.yaml:1: dev: "yes" is not one of true, false`},
 		{"no unit", "drain_timeout: 30\n", `r.yaml:1: drain_timeout: "30" is not a duration; write 30s, 5m, 24h or 7d`},
@@ -311,7 +313,7 @@ func TestShow(t *testing.T) {
 	for _, want := range []string{
 		"listen: 127.0.0.1:50051 # default", "data: 'a: b # c' # r.yaml:1", "dev: true # --dev", "max_headers_bytes: 1000 # RUNNEL_LIMITS_MAX_HEADERS_BYTES",
 		"max_payload_bytes: 1MiB # default", "max_age: 7d # r.yaml:3", "max_age: 7d # defaults", "max_events: 0 # r.yaml:7", "history: none # r.yaml:9",
-		"policies: [catch-up, drop-oldest, disconnect] # default", "dedup_window: 2m # default", `"1":`,
+		"policies: [catch-up, drop-oldest, conflate, disconnect] # default", "dedup_window: 2m # default", `"1":`,
 	} {
 		if !slices.Contains(lines, want) {
 			t.Errorf("no line %q in\n%s", want, b.String())

@@ -18,7 +18,7 @@ type option[T any] struct {
 
 var (
 	histories = []string{"disk", "os", "memory", "none"}
-	overflows = []string{"catch-up", "drop-oldest", "disconnect"}
+	overflows = []string{"catch-up", "drop-oldest", "conflate", "disconnect"}
 )
 
 var options = []option[Config]{
@@ -50,6 +50,8 @@ var options = []option[Config]{
 		func(c *Config) value { return count[int]{&c.Server.Limits.MaxStreamsPerConnection, 1, 1 << 30} }},
 	{"limits.max_namespaces", "1000",
 		func(c *Config) value { return count[int]{&c.Server.Limits.MaxNamespaces, 1, 1 << 30} }},
+	{"limits.memory_bytes", "0",
+		func(c *Config) value { return size[int64]{&c.Server.Limits.MemoryBytes, 0, huge} }},
 }
 
 // namespaceOptions are the settings of defaults, and of each namespace.
@@ -72,6 +74,8 @@ var namespaceOptions = []option[server.Namespace]{
 		func(n *server.Namespace) value { return list{&n.Policies, overflows} }},
 	{"max_lag", "1024",
 		func(n *server.Namespace) value { return count[uint64]{&n.MaxLag, 1, huge} }},
+	{"max_lag_age", "0s",
+		func(n *server.Namespace) value { return span{&n.MaxLagAge, true} }},
 }
 
 // flagHelp is the help of each key without a dot, which is also a flag.
@@ -179,6 +183,10 @@ func set[T any](l *loader, o option[T], target *T, key, otherwise string) {
 
 // cross checks what depends on more than one setting.
 func (l *loader) cross(c *Config) {
+	if n := c.Server.Limits.MemoryBytes; n > 0 && n < server.MinMemoryBytes {
+		l.problem(l.sources["limits.memory_bytes"], "limits.memory_bytes: %d is less than the %d bytes that a server needs; write more, or 0 for a quarter of what the process may use",
+			n, server.MinMemoryBytes)
+	}
 	if n, allowed := len(c.Server.Namespaces), c.Server.Limits.MaxNamespaces; n > allowed {
 		l.problem(l.sources["limits.max_namespaces"], "limits.max_namespaces: %d namespaces are configured, and only %d allowed", n, allowed)
 	}
@@ -213,6 +221,9 @@ func unlimited(n, defaults server.Namespace) server.Namespace {
 	}
 	if n.MaxAge == 0 && defaults.MaxAge != 0 {
 		n.MaxAge = noAge
+	}
+	if n.MaxLagAge == 0 && defaults.MaxLagAge != 0 {
+		n.MaxLagAge = noAge
 	}
 	return n
 }

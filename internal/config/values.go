@@ -150,7 +150,7 @@ func (v level) Set(s string) error {
 func (v level) String() string { return strings.ToLower(v.p.String()) }
 
 // count is a whole number.
-type count[T int | uint64] struct {
+type count[T int | int64 | uint64] struct {
 	p           *T
 	least, most uint64
 }
@@ -180,7 +180,7 @@ var units = []struct {
 }{{"TiB", 1 << 40}, {"GiB", 1 << 30}, {"MiB", 1 << 20}, {"KiB", 1 << 10}, {"TB", 1e12}, {"GB", 1e9}, {"MB", 1e6}, {"kB", 1e3}, {"B", 1}}
 
 // size is a number of bytes, with or without a unit.
-type size[T int | uint64] count[T]
+type size[T int | int64 | uint64] count[T]
 
 func (v size[T]) Set(s string) error {
 	number, factor := s, uint64(1)

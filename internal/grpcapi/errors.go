@@ -14,6 +14,7 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/runnelhq/runnel/internal/broker"
+	"github.com/runnelhq/runnel/internal/budget"
 	"github.com/runnelhq/runnel/internal/engine"
 	"github.com/runnelhq/runnel/internal/session"
 )
@@ -43,7 +44,6 @@ func as[T error](err error) bool {
 var table = []row{
 	{as[*broker.InvalidError], codes.InvalidArgument, "INVALID_FIELD", 0},
 	{as[*broker.PolicyError], codes.InvalidArgument, "POLICY_NOT_ALLOWED", 0},
-	{as[*broker.UnsupportedError], codes.Unimplemented, "NOT_AVAILABLE", 0},
 	{as[*broker.TooLargeError], codes.ResourceExhausted, "TOO_LARGE", 0},
 	{is(engine.ErrUnknownNamespace), codes.NotFound, "UNKNOWN_NAMESPACE", 0},
 	{is(engine.ErrTooManyNamespaces), codes.ResourceExhausted, "TOO_MANY_NAMESPACES", 0},
@@ -58,6 +58,7 @@ var table = []row{
 	{is(engine.ErrClosed), codes.Unavailable, "DRAINING", time.Second},
 	{is(engine.ErrSkipped), codes.Aborted, "SKIPPED", 0},
 	{as[*session.SlowConsumerError], codes.ResourceExhausted, "SLOW_CONSUMER", 0},
+	{is(budget.ErrExhausted), codes.ResourceExhausted, "MEMORY_EXHAUSTED", time.Second},
 	{is(session.ErrSilent), codes.Unavailable, "SESSION_SILENT", 100 * time.Millisecond},
 	{is(session.ErrReopened), codes.Unavailable, "STORAGE_REOPENED", 100 * time.Millisecond},
 	{is(session.ErrDuplicateID), codes.InvalidArgument, "DUPLICATE_SUBSCRIPTION", 0},

@@ -8,6 +8,7 @@ import (
 
 	runnelv1 "github.com/runnelhq/runnel/api/runnel/v1"
 	"github.com/runnelhq/runnel/internal/broker"
+	"github.com/runnelhq/runnel/internal/budget"
 	"github.com/runnelhq/runnel/internal/session"
 	"github.com/runnelhq/runnel/internal/wire"
 )
@@ -20,6 +21,10 @@ func (s *Service) ReadHistory(r *runnelv1.ReadHistoryRequest, g runnelv1.StreamS
 	if err != nil {
 		return s.fail(err)
 	}
+	if !s.cfg.Budget.Take(budget.Sessions, historyCost) {
+		return s.fail(budget.ErrExhausted)
+	}
+	defer s.cfg.Budget.Give(budget.Sessions, historyCost)
 	conn, w := connectionOf(ctx), newWriter(g)
 	if conn != nil {
 		conn.streams.Add(1)
@@ -29,65 +34,84 @@ func (s *Service) ReadHistory(r *runnelv1.ReadHistoryRequest, g runnelv1.StreamS
 	return s.fail(s.readHistory(ctx, h, w))
 }
 
+const (
+	// historyCost is what a ReadHistory call is counted as, like a session.
+	historyCost = 40 << 10
+	// historyPage is what is waited for before a page is read; what it really takes is counted then.
+	historyPage = 64 << 10
+)
+
 func (s *Service) readHistory(ctx context.Context, h *broker.History, w *writer) error {
 	begin := &runnelv1.Control{Control: &runnelv1.Control_Subscribed{Subscribed: &runnelv1.Subscribed{
 		Position: &runnelv1.Position{Epoch: h.Epoch, Offset: h.Start},
 	}}}
-	if err := s.put(ctx, h, w, nil, begin); err != nil {
+	if err := s.putControl(ctx, h, w, begin); err != nil {
 		return err
 	}
 	for {
+		if err := s.cfg.Budget.Wait(ctx, budget.Pages, historyPage); err != nil {
+			return err
+		}
 		c, err := h.Next(ctx)
+		s.cfg.Budget.Give(budget.Pages, historyPage)
 		if err != nil {
 			return err
 		}
 		if c == nil {
 			break
 		}
-		if len(c.Elements) > 0 {
-			if err := s.put(ctx, h, w, c.Elements, nil); err != nil {
+		if n := len(c.Elements); n > 0 {
+			p := newParcel()
+			p.frame.Add(wire.AppendDeliveryHeader(nil, 0, n), nil)
+			p.frame.Add(c.Elements, s.cfg.Budget.ForcedBlock(budget.Pages, int64(n)))
+			if err := s.put(ctx, h, w, p); err != nil {
 				return err
 			}
 		}
 		if c.Gap != nil {
-			if err := s.put(ctx, h, w, nil, &runnelv1.Control{Control: &runnelv1.Control_Notice{Notice: c.Gap}}); err != nil {
+			if err := s.putControl(ctx, h, w, &runnelv1.Control{Control: &runnelv1.Control_Notice{Notice: c.Gap}}); err != nil {
 				return err
 			}
 		}
 	}
-	return s.put(ctx, h, w, nil, &runnelv1.Control{Control: &runnelv1.Control_Bookmark{
+	return s.putControl(ctx, h, w, &runnelv1.Control{Control: &runnelv1.Control_Bookmark{
 		Bookmark: &runnelv1.Bookmark{Position: h.Position()},
 	}})
 }
 
-// put sends elements or a control, when the reader has room.
-func (s *Service) put(ctx context.Context, h *broker.History, w *writer, elements []byte, c *runnelv1.Control) error {
-	f := &session.Frame{}
-	if elements != nil {
-		f.Slices = [][]byte{wire.AppendDeliveryHeader(nil, 0, len(elements)), elements}
-	} else {
-		b, err := proto.Marshal(&runnelv1.StreamResponse{Controls: []*runnelv1.Control{c}})
-		if err != nil {
+func (s *Service) putControl(ctx context.Context, h *broker.History, w *writer, c *runnelv1.Control) error {
+	b, err := proto.Marshal(&runnelv1.StreamResponse{Controls: []*runnelv1.Control{c}})
+	if err != nil {
+		return err
+	}
+	p := newParcel()
+	p.frame.Add(b, nil)
+	return s.put(ctx, h, w, p)
+}
+
+// put sends a parcel when the reader has room.
+func (s *Service) put(ctx context.Context, h *broker.History, w *writer, p *parcel) error {
+	if w.full() {
+		if err := s.awaitRoom(ctx, h, w); err != nil {
+			p.free()
 			return err
 		}
-		f.Slices = [][]byte{b}
 	}
-	for _, b := range f.Slices {
-		f.Bytes += len(b)
-	}
-	if w.full() {
-		timeout := time.NewTimer(s.cfg.SendTimeout)
-		defer timeout.Stop()
-		for w.full() {
-			select {
-			case <-w.freed:
-			case <-ctx.Done():
-				return ctx.Err()
-			case <-timeout.C:
-				p := h.Position()
-				return &session.SlowConsumerError{Epoch: p.GetEpoch(), Offset: p.GetOffset(), Reason: "the client has taken nothing for " + s.cfg.SendTimeout.String()}
-			}
+	return w.send(p)
+}
+
+func (s *Service) awaitRoom(ctx context.Context, h *broker.History, w *writer) error {
+	timeout := time.NewTimer(s.cfg.SendTimeout)
+	defer timeout.Stop()
+	for w.full() {
+		select {
+		case <-w.freed:
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-timeout.C:
+			at := h.Position()
+			return &session.SlowConsumerError{Epoch: at.GetEpoch(), Offset: at.GetOffset(), Reason: "the client has taken nothing for " + s.cfg.SendTimeout.String()}
 		}
 	}
-	return w.send(f)
+	return nil
 }

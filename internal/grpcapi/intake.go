@@ -7,6 +7,7 @@ import (
 	"golang.org/x/sync/semaphore"
 
 	runnelv1 "github.com/runnelhq/runnel/api/runnel/v1"
+	"github.com/runnelhq/runnel/internal/budget"
 )
 
 // A stream may have this much not yet committed; beyond it, it is not read.
@@ -26,7 +27,8 @@ type pending struct {
 // intake takes the publishes of one stream in order, and commits what has gathered while the commit before was under way. Its
 // goroutine lives only while something waits.
 type intake struct {
-	flush func([]pending) // called by one goroutine at a time, in order
+	flush  func([]pending) // called by one goroutine at a time, in order
+	budget *budget.Budget
 
 	room  *semaphore.Weighted
 	group sync.WaitGroup
@@ -37,19 +39,24 @@ type intake struct {
 	closed  bool
 }
 
-func newIntake(flush func([]pending)) *intake {
-	return &intake{flush: flush, room: semaphore.NewWeighted(maxPending)}
+func newIntake(b *budget.Budget, flush func([]pending)) *intake {
+	return &intake{flush: flush, budget: b, room: semaphore.NewWeighted(maxPending)}
 }
 
-// put waits for room. It belongs to the goroutine that reads the stream.
+// put waits for room, in the stream's window and in memory. It belongs to the goroutine that reads the stream.
 func (in *intake) put(ctx context.Context, request uint64, r *runnelv1.PublishRequest) error {
 	weight := min(max(int64(len(r.GetPayload())), minPending), maxPending)
 	if err := in.room.Acquire(ctx, weight); err != nil {
 		return err
 	}
+	if err := in.budget.Wait(ctx, budget.Publishes, weight); err != nil {
+		in.room.Release(weight)
+		return err
+	}
 	in.mu.Lock()
 	defer in.mu.Unlock()
 	if in.closed {
+		in.free(weight)
 		return ErrDraining
 	}
 	in.waiting = append(in.waiting, pending{request, r, weight})
@@ -76,8 +83,13 @@ func (in *intake) run() {
 		for _, p := range batch {
 			weight += p.weight
 		}
-		in.room.Release(weight)
+		in.free(weight)
 	}
+}
+
+func (in *intake) free(weight int64) {
+	in.budget.Give(budget.Publishes, weight)
+	in.room.Release(weight)
 }
 
 // close takes nothing more and waits until everything taken is committed.

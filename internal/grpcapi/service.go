@@ -15,15 +15,17 @@ import (
 
 	runnelv1 "github.com/runnelhq/runnel/api/runnel/v1"
 	"github.com/runnelhq/runnel/internal/broker"
+	"github.com/runnelhq/runnel/internal/budget"
 	"github.com/runnelhq/runnel/internal/session"
 )
 
-// Config is fixed for a Service's life. All fields are required.
+// Config is fixed for a Service's life. All fields but Budget are required.
 type Config struct {
 	Heartbeat   time.Duration
 	Silence     time.Duration
 	SendTimeout time.Duration
 	Logger      *slog.Logger
+	Budget      *budget.Budget // what is held for clients counts against it
 	// Received is called for each request message, with its kind: a fixed set of words.
 	Received func(kind string)
 }
@@ -80,6 +82,7 @@ func (s *Service) Drain(ctx context.Context, spread time.Duration) {
 func (s *Service) open(interactive bool) (*session.Session, error) {
 	cfg := session.Config{
 		MaxSubscriptions: int(s.broker.Limits().GetMaxSubscriptions()), Heartbeat: s.cfg.Heartbeat, SendTimeout: s.cfg.SendTimeout, Replayer: s.replayer,
+		Budget: s.cfg.Budget,
 	}
 	if interactive {
 		cfg.Silence = s.cfg.Silence
@@ -89,7 +92,10 @@ func (s *Service) open(interactive bool) (*session.Session, error) {
 	if s.draining {
 		return nil, ErrDraining
 	}
-	one := session.New(cfg)
+	one, err := session.New(cfg)
+	if err != nil {
+		return nil, err
+	}
 	s.sessions[one] = struct{}{}
 	return one, nil
 }
@@ -139,6 +145,11 @@ func (s *Service) Publish(ctx context.Context, r *runnelv1.PublishRequest) (*run
 	if err != nil {
 		return nil, s.fail(err)
 	}
+	size := int64(len(r.GetPayload()))
+	if !s.cfg.Budget.Take(budget.Publishes, size) {
+		return nil, s.fail(budget.ErrExhausted)
+	}
+	defer s.cfg.Budget.Give(budget.Publishes, size)
 	out := s.broker.Publish(ctx, client, []*runnelv1.PublishRequest{r}, false)[0]
 	return out.Response, s.fail(out.Err)
 }
@@ -153,7 +164,7 @@ func (s *Service) PublishStream(stream runnelv1.StreamService_PublishStreamServe
 	defer cancel()
 	sum := &runnelv1.PublishSummary{FirstFailedIndex: -1}
 	var failed error
-	in := newIntake(func(batch []pending) {
+	in := newIntake(s.cfg.Budget, func(batch []pending) {
 		if failed != nil {
 			return
 		}

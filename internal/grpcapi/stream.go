@@ -22,11 +22,13 @@ const maxFrame = 64 << 10
 
 // serve is the loop of a stream's writer, in the handler's goroutine: it returns why the session is over.
 func (s *Service) serve(ctx context.Context, one *session.Session, w *writer) error {
+	blocked := false
 	for {
 		if w.full() {
 			if err := one.Err(); err != nil {
 				return err
 			}
+			blocked = true
 			one.Blocked(true)
 			select {
 			case <-w.freed:
@@ -36,18 +38,23 @@ func (s *Service) serve(ctx context.Context, one *session.Session, w *writer) er
 			}
 			continue
 		}
-		one.Blocked(false)
-		f, err := one.Next(maxFrame)
-		switch {
-		case err != nil:
+		if blocked {
+			blocked = false
+			one.Blocked(false)
+		}
+		p := newParcel()
+		if err := one.Next(&p.frame, maxFrame); err != nil {
+			p.free()
 			return err
-		case f != nil:
-			if err := w.send(f); err != nil {
+		}
+		if p.frame.Bytes > 0 {
+			if err := w.send(p); err != nil {
 				return err
 			}
 			one.Sent()
 			continue
 		}
+		p.free()
 		select {
 		case <-one.Ready():
 		case <-ctx.Done():
@@ -129,7 +136,7 @@ func (s *Service) EstablishStream(g runnelv1.StreamService_EstablishStreamServer
 	}
 	ctx, cancel := context.WithCancel(g.Context())
 	defer cancel()
-	in := newIntake(func(batch []pending) { st.commit(ctx, batch) })
+	in := newIntake(s.cfg.Budget, func(batch []pending) { st.commit(ctx, batch) })
 	defer in.close()
 	defer cancel() // before in.close: commits that cannot be answered are not waited for
 	s.receivers.Go(func() {

@@ -5,6 +5,7 @@ import (
 	"net"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"google.golang.org/grpc"
@@ -43,11 +44,14 @@ const frameHeader = 5
 // writer hands frames to a grpc stream and knows how much of them has not left yet, so that SendMsg is only called when it cannot
 // block and a reader that never reads holds no goroutine. Behind each frame's slices goes an empty buffer of our own: grpc-go gives
 // it back when it has written the frame, after it has returned the frame's bytes to the stream's quota. That order is not
-// documented; TestWriterQuota fails if it changes. A writer belongs to one goroutine.
+// documented; TestWriterQuota fails if it changes. Sending belongs to one goroutine.
 type writer struct {
 	stream      grpc.ServerStream
 	outstanding atomic.Int64
 	freed       chan struct{} // receives when something has left
+
+	mu      sync.Mutex
+	parcels []*parcel // with grpc-go
 }
 
 func newWriter(stream grpc.ServerStream) *writer {
@@ -56,34 +60,82 @@ func newWriter(stream grpc.ServerStream) *writer {
 
 func (w *writer) full() bool { return w.outstanding.Load() >= quota }
 
-// send must not be called while the writer is full.
-func (w *writer) send(f *session.Frame) error {
-	size := f.Bytes + frameHeader
-	data := make(mem.BufferSlice, 0, len(f.Slices)+1)
-	for _, s := range f.Slices {
-		data = append(data, mem.SliceBuffer(s))
-	}
-	w.outstanding.Add(int64(size))
-	data = append(data, mem.NewBuffer(&receiptBytes, &receipt{w, size}))
-	return w.stream.SendMsg(&frame{data})
+// parcel is a frame on its way, and the "pool" of the empty buffer behind it.
+type parcel struct {
+	frame session.Frame
+	data  frame
+	w     *writer
+	size  int
+	at    int // index in w.parcels + 1; 0: grpc-go does not have it
+}
+
+var parcels = sync.Pool{New: func() any { return new(parcel) }}
+
+func newParcel() *parcel { return parcels.Get().(*parcel) }
+
+// free empties a parcel for its next use. Nothing else may hold it.
+func (p *parcel) free() {
+	p.frame.Release()
+	clear(p.data.data)
+	*p = parcel{frame: p.frame, data: frame{p.data.data[:0]}}
+	parcels.Put(p)
 }
 
 // receiptBytes is empty, with a capacity above the size below which grpc does not give buffers back.
 var receiptBytes = make([]byte, 0, 2<<10)
 
-// receipt is the "pool" of the empty buffer behind one frame.
-type receipt struct {
-	w    *writer
-	size int
+// send must not be called while the writer is full. The parcel is the writer's from then on.
+func (w *writer) send(p *parcel) error {
+	p.w, p.size = w, p.frame.Bytes+frameHeader
+	for _, s := range p.frame.Slices {
+		p.data.data = append(p.data.data, mem.SliceBuffer(s))
+	}
+	p.data.data = append(p.data.data, mem.NewBuffer(&receiptBytes, p))
+	w.outstanding.Add(int64(p.size))
+	w.mu.Lock()
+	w.parcels = append(w.parcels, p)
+	p.at = len(w.parcels)
+	w.mu.Unlock()
+	return w.stream.SendMsg(&p.data)
 }
 
-func (r *receipt) Get(int) *[]byte { return &receiptBytes }
+// Get implements mem.BufferPool.
+func (p *parcel) Get(int) *[]byte { return &receiptBytes }
 
-func (r *receipt) Put(*[]byte) {
-	r.w.outstanding.Add(-int64(r.size))
+// Put implements mem.BufferPool: grpc-go has written the frame, or will never.
+func (p *parcel) Put(*[]byte) {
+	w := p.w
+	w.mu.Lock()
+	at := p.at
+	if at != 0 {
+		last := w.parcels[len(w.parcels)-1]
+		w.parcels[at-1], last.at = last, at
+		w.parcels[len(w.parcels)-1] = nil
+		w.parcels = w.parcels[:len(w.parcels)-1]
+	}
+	w.mu.Unlock()
+	if at == 0 {
+		return // abandoned
+	}
+	w.outstanding.Add(-int64(p.size))
+	p.free()
 	select {
-	case r.w.freed <- struct{}{}:
+	case w.freed <- struct{}{}:
 	default:
+	}
+}
+
+// abandon gives back what grpc-go has forgotten with a connection that is gone. What it still holds of it is garbage.
+func (w *writer) abandon() {
+	w.mu.Lock()
+	all := w.parcels
+	w.parcels = nil
+	for _, p := range all {
+		p.at = 0
+	}
+	w.mu.Unlock()
+	for _, p := range all {
+		p.frame.Release()
 	}
 }
 
@@ -125,42 +177,69 @@ func connectionOf(ctx context.Context) *connection {
 	return c
 }
 
+// closed says that the connection is gone.
+func (c *connection) closed() bool {
+	conn, ok := c.conn.(syscall.Conn)
+	if !ok {
+		return false
+	}
+	raw, err := conn.SyscallConn()
+	return err != nil || raw.Control(func(uintptr) {}) != nil
+}
+
 // stuckGrace is how long a stream that has ended may hold what its client does not read.
 const stuckGrace = 5 * time.Second
 
-// graves closes connections on which nothing lives but what a stuck client does not read: only that frees it.
+// graves looks after streams that have ended with bytes in grpc-go: it closes connections on which nothing lives but what a stuck
+// client does not read, which alone frees it, and gives back what died with its connection.
 type graves struct {
 	mu     sync.Mutex
-	timers map[*connection]*time.Timer
+	timers map[*writer]*time.Timer
+	closed bool
 }
 
-// bury looks at the connection of a stream that has ended with bytes outstanding, a little later.
 func (g *graves) bury(c *connection, w *writer) {
 	if c == nil || w.outstanding.Load() == 0 {
 		return
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if g.timers == nil {
-		g.timers = map[*connection]*time.Timer{}
+	switch {
+	case g.closed:
+		w.abandon()
+		return
+	case g.timers == nil:
+		g.timers = map[*writer]*time.Timer{}
 	}
-	if g.timers[c] != nil {
+	g.timers[w] = time.AfterFunc(stuckGrace, func() { g.visit(c, w) })
+}
+
+func (g *graves) visit(c *connection, w *writer) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.closed {
 		return
 	}
-	g.timers[c] = time.AfterFunc(stuckGrace, func() {
-		g.mu.Lock()
-		delete(g.timers, c)
-		g.mu.Unlock()
-		if c.streams.Load() == 0 && w.outstanding.Load() > 0 {
-			c.conn.Close() // the error would tell nobody anything
-		}
-	})
+	switch {
+	case w.outstanding.Load() == 0:
+	case c.closed():
+		w.abandon()
+	case c.streams.Load() == 0:
+		c.conn.Close() // the error would tell nobody anything
+		w.abandon()
+	default: // others live on the connection, and the client may still read
+		g.timers[w].Reset(stuckGrace)
+		return
+	}
+	delete(g.timers, w)
 }
 
 func (g *graves) close() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	for _, t := range g.timers {
+	g.closed = true
+	for w, t := range g.timers {
 		t.Stop()
+		w.abandon()
 	}
 }

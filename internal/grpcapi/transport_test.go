@@ -10,7 +10,6 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 
 	runnelv1 "github.com/runnelhq/runnel/api/runnel/v1"
-	"github.com/runnelhq/runnel/internal/session"
 	"github.com/runnelhq/runnel/internal/wire"
 )
 
@@ -30,7 +29,10 @@ func (f *filler) Subscribe(_ *runnelv1.SubscribeRequest, g runnelv1.StreamServic
 	}
 	for !w.full() {
 		header := wire.AppendDeliveryHeader(nil, 1, len(event))
-		if err := w.send(&session.Frame{Slices: [][]byte{header, event}, Bytes: len(header) + len(event)}); err != nil {
+		p := newParcel()
+		p.frame.Add(header, nil)
+		p.frame.Add(event, nil)
+		if err := w.send(p); err != nil {
 			return err
 		}
 		// What the client's window takes leaves at once; only what stays counts.

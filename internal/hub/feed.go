@@ -5,11 +5,12 @@ import (
 	"sync"
 	"time"
 
+	"github.com/runnelhq/runnel/internal/budget"
 	"github.com/runnelhq/runnel/internal/topic"
+	"github.com/runnelhq/runnel/internal/wire"
 )
 
-// Feed is the window of one followed pattern. A subscriber is a cursor into it: the number of the next element. Safe for
-// concurrent use.
+// Feed is the window of one followed pattern. A subscriber is a Cursor into it. Safe for concurrent use.
 type Feed struct {
 	// Fixed after Open.
 	pattern topic.Pattern
@@ -17,13 +18,28 @@ type Feed struct {
 
 	mu      sync.Mutex
 	w       window
+	latest  *latest // while somebody conflates
+	broken  uint64  // times that the numbering was broken by damage in the log
+	ahead   []*Cursor
 	waiters []*Waiter
 	err     error // the feed is over
 
 	// Guarded by ns.mu.
-	refs  int
-	idle  time.Time // since when refs is 0
-	dirty bool      // changed by the page being distributed
+	refs      int
+	conflated int       // of refs, those that keep latest
+	idle      time.Time // since when refs is 0
+	dirty     bool      // changed by the page being distributed
+}
+
+// Cursor is where a subscriber stands in a feed, once Join has placed it: at the number of the next element it takes. It belongs to
+// one subscriber; the feed alone changes it but for Move.
+type Cursor struct {
+	next   uint64
+	broken uint64 // Feed.broken when it joined
+	// ahead, if not 0: the cursor stands at the first element above this offset, which the hub has not distributed yet, so that its number
+	// is not known. Only then the feed knows the cursor.
+	ahead uint64
+	at    int // index in Feed.ahead + 1
 }
 
 // Waiter is how a subscriber learns that a feed it has read to its end has more, or is over. Wake is called at most once per
@@ -33,56 +49,97 @@ type Waiter struct {
 	at   int // index in Feed.waiters + 1; 0: not armed
 }
 
-// Run is what Take returns: consecutive elements, as slices of shared memory that must not be changed.
+// Run is what Take adds elements to: slices of shared memory that must not be changed.
 type Run struct {
 	Slices [][]byte
+	// Blocks are what Slices lie in. Whoever holds the run drops them when it needs the slices no longer.
+	Blocks []*budget.Block
 	Bytes  int
 	Events int
+	// Passed is how many elements were passed over because a newer one of their key is still to come, or is in the run.
+	Passed uint64
 	Next   uint64 // cursor behind the run
+	Head   uint64 // the number the feed's next element will get
 	Last   uint64 // offset of its last event; 0 if it is empty
-	// Lost: the cursor has fallen out of the window; there is nothing to take.
+	// Lost: the elements at the cursor are not held any more; there is nothing to take.
 	Lost bool
+	// Damaged, with Lost: the log is damaged there, so nobody knows how many there were. The log says so to whoever reads it.
+	Damaged bool
 }
 
-// Join turns a position into a cursor: the first element above seen. It fails if the window does not reach back to
-// seen: then the log must be read further. Elements at or below seen may still come, if seen is above what the hub has
-// distributed; Take skips them.
-func (f *Feed) Join(seen uint64) (cursor uint64, ok bool) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if seen < f.w.floor || f.err != nil {
-		return 0, false
+func (r *Run) hold(b *budget.Block) {
+	if b != nil {
+		b.Hold()
+		r.Blocks = append(r.Blocks, b)
 	}
-	return f.w.above(seen), true
 }
 
-// Limits bound a Run. At least one element is taken if there is one and Events is not 0.
+// Limits bound what Take adds to a Run. At least one element is taken if there is one and Events is not 0.
 type Limits struct {
 	Bytes  int
 	Events uint64
 	Slices int
 }
 
-// Take cuts the next elements above seen from the cursor on. If there are none, w is armed. An error means that the feed is
-// over: its log was reopened or closed.
-func (f *Feed) Take(cursor, seen uint64, lim Limits, w *Waiter) (Run, error) {
+// Join places the cursor at the first element above seen. It fails if the window does not reach back to seen: then the log
+// must be read further.
+func (f *Feed) Join(c *Cursor, seen uint64) bool {
+	// Elements are added before the position moves over them.
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	switch {
-	case f.err != nil:
-		return Run{}, f.err
-	case cursor < f.w.first:
-		return Run{Next: cursor, Lost: true}, nil
+	if seen < f.w.floor || f.err != nil {
+		return false
 	}
-	for cursor < f.w.next && f.w.offset(cursor) <= seen {
-		cursor++
+	f.leaveLocked(c)
+	c.next, c.broken = f.w.above(seen), f.broken
+	if c.next == f.w.next && seen > f.ns.position.Load() {
+		c.ahead = seen
+		f.ahead = append(f.ahead, c)
+		c.at = len(f.ahead)
 	}
-	r := Run{Next: cursor}
-	if cursor == f.w.next {
-		f.armLocked(w)
-		return r, nil
+	return true
+}
+
+// Leave takes back a waiter and forgets a cursor.
+func (f *Feed) Leave(c *Cursor, w *Waiter) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.leaveLocked(c)
+	if w.at != 0 {
+		last := f.waiters[len(f.waiters)-1]
+		f.waiters[w.at-1], last.at = last, w.at
+		f.waiters[len(f.waiters)-1] = nil
+		f.waiters = f.waiters[:len(f.waiters)-1]
+		w.at = 0
 	}
-	for i := f.w.segment(cursor); i < len(f.w.segs) && len(r.Slices) < lim.Slices && r.Bytes < lim.Bytes && lim.Events > 0; i++ {
+}
+
+func (f *Feed) leaveLocked(c *Cursor) {
+	if c.at != 0 {
+		last := f.ahead[len(f.ahead)-1]
+		f.ahead[c.at-1], last.at = last, c.at
+		f.ahead[len(f.ahead)-1] = nil
+		f.ahead = f.ahead[:len(f.ahead)-1]
+		c.at, c.ahead = 0, 0
+	}
+}
+
+// Move places the cursor behind a run of at least one element: at its Next.
+func (c *Cursor) Move(next uint64) { c.next = next }
+
+// Take cuts the next elements from the cursor on and adds them to r. If there are none, w is armed. An error means that the feed
+// is over: its log was reopened or closed.
+func (f *Feed) Take(c *Cursor, lim Limits, w *Waiter, r *Run) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if ok, err := f.readyLocked(c, w, r); !ok {
+		return err
+	}
+	if c.next < f.w.first {
+		r.Lost = true
+		return nil
+	}
+	for i := f.w.segment(c.next); i < len(f.w.segs) && len(r.Slices) < lim.Slices && r.Bytes < lim.Bytes && lim.Events > 0; i++ {
 		s := f.w.segs[i]
 		from := int(r.Next - s.first)
 		room := lim.Bytes - r.Bytes
@@ -90,7 +147,10 @@ func (f *Feed) Take(cursor, seen uint64, lim Limits, w *Waiter) (Run, error) {
 		if from > 0 {
 			base = int(s.ends[from-1])
 		}
-		to := from + sort.Search(len(s.ends)-from, func(j int) bool { return int(s.ends[from+j])-base > room })
+		to := len(s.ends)
+		if int(s.ends[to-1])-base > room {
+			to = from + sort.Search(to-from, func(j int) bool { return int(s.ends[from+j])-base > room })
+		}
 		to = min(to, from+int(min(lim.Events, uint64(len(s.ends)))))
 		if to == from {
 			if r.Events > 0 {
@@ -100,6 +160,7 @@ func (f *Feed) Take(cursor, seen uint64, lim Limits, w *Waiter) (Run, error) {
 		}
 		b := s.bytes(from, to)
 		r.Slices = append(r.Slices, b)
+		r.hold(s.block)
 		r.Bytes += len(b)
 		r.Events += to - from
 		r.Next += uint64(to - from)
@@ -109,64 +170,166 @@ func (f *Feed) Take(cursor, seen uint64, lim Limits, w *Waiter) (Run, error) {
 			break // the rest does not fit
 		}
 	}
-	return r, nil
+	return nil
 }
 
-// Behind is how many elements lie between the cursor and the head of the feed, those that have left the window included.
-func (f *Feed) Behind(cursor uint64) uint64 {
+// TakeLatest is Take for a subscriber that conflates: it takes only the newest element of each key, in order, and counts
+// those it passed over. Whoever calls it must have opened the feed as conflating.
+func (f *Feed) TakeLatest(c *Cursor, lim Limits, w *Waiter, r *Run) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return f.w.next - cursor
+	if ok, err := f.readyLocked(c, w, r); !ok {
+		return err
+	}
+	if c.next < f.latest.first {
+		r.Lost = true
+		return nil
+	}
+	if f.latest.take(r, c.next, lim) {
+		r.Next = f.w.next
+	}
+	r.Passed = r.Next - c.next - uint64(r.Events)
+	return nil
 }
 
-// Skip moves a cursor forward so that at most keep elements lie before it, as far as the window allows, and says how many
-// elements were skipped and the offset of the last of them.
-func (f *Feed) Skip(cursor, keep uint64) (next, skipped, last uint64) {
+// readyLocked says whether there is something to take from the cursor on, and prepares r for it.
+func (f *Feed) readyLocked(c *Cursor, w *Waiter, r *Run) (bool, error) {
+	switch {
+	case f.err != nil:
+		return false, f.err
+	case c.broken != f.broken:
+		r.Lost, r.Damaged = true, true
+		return false, nil
+	case c.ahead != 0 || c.next == f.w.next:
+		if w.at == 0 {
+			f.waiters = append(f.waiters, w)
+			w.at = len(f.waiters)
+		}
+		return false, nil
+	}
+	r.Next, r.Head = c.next, f.w.next
+	return true, nil
+}
+
+// Lag is how many elements lie between the cursor and the head of the feed, those that have left the window included, and the
+// timestamp of the oldest of them that is held, in Unix milliseconds.
+func (f *Feed) Lag(c *Cursor) (events uint64, oldest int64) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	next = max(cursor, f.w.first)
+	if c.ahead != 0 || c.broken != f.broken {
+		return 0, 0
+	}
+	if n := max(c.next, f.w.first); n < f.w.next {
+		s := f.w.segs[f.w.segment(n)]
+		oldest = s.times[n-s.first]
+	}
+	return f.w.next - c.next, oldest
+}
+
+// Skip moves a cursor forward so that at most keep elements lie before it, and none with a timestamp below since that the window
+// holds. It says how many elements were skipped and the offset of the last of them.
+func (f *Feed) Skip(c *Cursor, keep uint64, since int64) (skipped, last uint64) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if c.ahead != 0 || c.broken != f.broken {
+		return 0, 0
+	}
+	next := max(c.next, f.w.first)
 	if f.w.next > keep {
 		next = max(next, f.w.next-keep)
 	}
+	next = max(next, f.w.since(since))
 	switch {
-	case next == cursor:
-		return cursor, 0, 0
+	case next == c.next:
+		return 0, 0
 	case next == f.w.first:
 		last = f.w.floor
 	default:
 		last = f.w.offset(next - 1)
 	}
-	return next, next - cursor, last
+	skipped = next - c.next
+	c.next = next
+	return skipped, last
+}
+
+// SkipLost moves a cursor whose elements TakeLatest found lost to the first that are held.
+func (f *Feed) SkipLost(c *Cursor) (skipped, last uint64) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if c.ahead != 0 || c.broken != f.broken {
+		return 0, 0
+	}
+	if skipped = f.latest.first - min(c.next, f.latest.first); skipped > 0 {
+		c.next, last = f.latest.first, f.latest.lost
+	}
+	return skipped, last
 }
 
 // Quiet returns the namespace's position if nothing lies between the cursor and the head of the feed: everything that matches
 // up to there was taken.
-func (f *Feed) Quiet(cursor uint64) (position uint64, ok bool) {
+func (f *Feed) Quiet(c *Cursor) (position uint64, ok bool) {
 	// Elements are added before the position moves over them, so it must be read first.
 	position = f.ns.position.Load()
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return position, cursor == f.w.next && f.err == nil
+	return position, f.err == nil && c.broken == f.broken && (c.ahead != 0 || c.next == f.w.next)
 }
 
-// Disarm takes back an armed waiter.
-func (f *Feed) Disarm(w *Waiter) {
+// add adds an element, and tells cursors that waited for it its number.
+func (f *Feed) add(e *element) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if w.at == 0 {
-		return
+	for i := len(f.ahead) - 1; i >= 0; i-- {
+		if c := f.ahead[i]; e.event.Offset > c.ahead {
+			f.leaveLocked(c)
+			c.next = f.w.next
+		}
 	}
-	last := f.waiters[len(f.waiters)-1]
-	f.waiters[w.at-1], last.at = last, w.at
-	f.waiters[len(f.waiters)-1] = nil
-	f.waiters = f.waiters[:len(f.waiters)-1]
-	w.at = 0
+	if f.latest != nil {
+		shared := len(e.event.Wire) > shareAbove
+		f.latest.add(f.w.next, e.event.Offset, e.conflationKey(), e.encode(), shared)
+	}
+	f.w.add(e)
 }
 
-func (f *Feed) armLocked(w *Waiter) {
-	if w.at == 0 {
-		f.waiters = append(f.waiters, w)
-		w.at = len(f.waiters)
+// keepLatest begins to keep the newest of each key, with what the window holds.
+func (f *Feed) keepLatest(most int) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.latest = newLatest(f.w.budget, most)
+	f.latest.first, f.latest.lost = f.w.first, f.w.floor
+	for _, s := range f.w.segs {
+		for i, offset := range s.offsets {
+			b := s.bytes(i, i+1)
+			event := wire.ElementEvent(b)
+			name, err := wire.BodyTopic(event)
+			if err != nil {
+				continue // it was encoded by the broker: every event begins with its topic
+			}
+			f.latest.add(s.first+uint64(i), offset, KeyOf(string(name), event), b, len(event) > shareAbove)
+		}
+	}
+}
+
+func (f *Feed) forgetLatest() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.latest.close()
+	f.latest = nil
+}
+
+// breakNumbers makes every subscriber read the log over a damaged stretch, where it is told what is missing.
+func (f *Feed) breakNumbers(offset uint64) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.broken++
+	for len(f.ahead) > 0 {
+		f.leaveLocked(f.ahead[0])
+	}
+	f.w.clear(offset)
+	if f.latest != nil {
+		f.latest.close()
+		f.latest.first, f.latest.lost = f.w.next, offset
 	}
 }
 
@@ -183,17 +346,26 @@ func (f *Feed) wakeable(to []*Waiter) []*Waiter {
 	return to
 }
 
-// end makes the feed's window useless: every Take from now on returns err.
+// end makes the feed useless: every Take from now on returns err.
 func (f *Feed) end(err error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.err = err
+	f.w.clear(f.w.floor)
+	if f.latest != nil {
+		f.latest.close()
+	}
 }
 
-// Close gives the feed back. It lingers for a while, for whoever comes next.
-func (f *Feed) Close() {
+// Close gives the feed back; conflating as it was opened. It lingers for a while, for whoever comes next.
+func (f *Feed) Close(conflating bool) {
 	f.ns.mu.Lock()
 	defer f.ns.mu.Unlock()
 	f.refs--
 	f.idle = time.Now()
+	if conflating {
+		if f.conflated--; f.conflated == 0 {
+			f.forgetLatest()
+		}
+	}
 }

@@ -13,14 +13,17 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/runnelhq/runnel/internal/budget"
 	"github.com/runnelhq/runnel/internal/engine"
 	"github.com/runnelhq/runnel/internal/topic"
 )
 
 // Config bounds the hub. Zero values mean the defaults.
 type Config struct {
-	WindowBytes int           // of encoded events per feed; default 1 MiB
-	Linger      time.Duration // how long a feed outlives its last subscriber; default 1 minute
+	WindowBytes int            // of encoded events per feed; default 1 MiB
+	LatestBytes int            // of newest-of-key state per conflated feed; default 8 MiB
+	Linger      time.Duration  // how long a feed outlives its last subscriber; default 1 minute
+	Budget      *budget.Budget // windows count against it
 }
 
 // Hub keeps the feeds. Safe for concurrent use.
@@ -55,6 +58,9 @@ func New(e engine.Engine, cfg Config) *Hub {
 	if cfg.WindowBytes == 0 {
 		cfg.WindowBytes = 1 << 20
 	}
+	if cfg.LatestBytes == 0 {
+		cfg.LatestBytes = 8 << 20
+	}
 	if cfg.Linger == 0 {
 		cfg.Linger = time.Minute
 	}
@@ -64,14 +70,14 @@ func New(e engine.Engine, cfg Config) *Hub {
 }
 
 // Open returns the pattern's feed, whose floor is known; the caller must Close it. A subscriber opens its feed before it
-// looks at the log, so that nothing falls between the two.
-func (h *Hub) Open(p topic.Pattern) (*Feed, engine.Log, error) {
+// looks at the log, so that nothing falls between the two. conflating: TakeLatest will be called.
+func (h *Hub) Open(p topic.Pattern, conflating bool) (*Feed, engine.Log, error) {
 	for {
 		ns, err := h.namespace(p.Namespace())
 		if err != nil {
 			return nil, nil, err
 		}
-		if f := ns.open(p); f != nil {
+		if f := ns.open(p, conflating); f != nil {
 			return f, ns.log, nil
 		}
 		h.forget(ns) // its follower is ending; the next one begins anew
@@ -113,7 +119,7 @@ func (h *Hub) namespace(name string) (*namespace, error) {
 }
 
 // open returns nil if the follower is over.
-func (ns *namespace) open(p topic.Pattern) *Feed {
+func (ns *namespace) open(p topic.Pattern, conflating bool) *Feed {
 	ns.mu.Lock()
 	defer ns.mu.Unlock()
 	if ns.over {
@@ -123,11 +129,16 @@ func (ns *namespace) open(p topic.Pattern) *Feed {
 	if f == nil {
 		f = &Feed{pattern: p, ns: ns}
 		// Pages are distributed under the same lock, so this position is a seam between two of them.
-		f.w.floor = ns.position.Load()
+		f.w = window{budget: ns.h.cfg.Budget, most: ns.h.cfg.WindowBytes, floor: ns.position.Load()}
 		ns.feeds[p] = f
 		ns.index.Set(p, f)
 	}
 	f.refs++
+	if conflating {
+		if f.conflated++; f.conflated == 1 {
+			f.keepLatest(ns.h.cfg.LatestBytes)
+		}
+	}
 	return f
 }
 
@@ -167,17 +178,18 @@ func (ns *namespace) distribute(page engine.Page) {
 	var dirty []*Feed
 	var e element
 	add := func(f *Feed) {
-		f.mu.Lock()
-		f.w.add(&e)
-		f.w.shrink(ns.h.cfg.WindowBytes)
-		f.mu.Unlock()
+		f.add(&e)
 		if !f.dirty {
 			f.dirty = true
 			dirty = append(dirty, f)
 		}
 	}
 	if len(page.Damaged) > 0 {
-		ns.breakWindows(page.Damaged[len(page.Damaged)-1].To)
+		for _, f := range ns.feeds {
+			f.breakNumbers(page.Damaged[len(page.Damaged)-1].To)
+			f.dirty = true
+			dirty = append(dirty, f)
+		}
 	}
 	for i := range page.Events {
 		e = element{event: &page.Events[i]}
@@ -194,17 +206,6 @@ func (ns *namespace) distribute(page engine.Page) {
 	}
 }
 
-// breakWindows makes every subscriber read the log over a damaged stretch, where it is told what is missing.
-func (ns *namespace) breakWindows(offset uint64) {
-	for _, f := range ns.feeds {
-		f.mu.Lock()
-		f.w.next++ // so that every cursor is out of the window
-		f.w.clear(offset)
-		f.mu.Unlock()
-		f.dirty = false
-	}
-}
-
 // sweep drops feeds that nobody has followed for a while; true if none is left and the follower is over.
 func (ns *namespace) sweep() bool {
 	ns.mu.Lock()
@@ -213,6 +214,7 @@ func (ns *namespace) sweep() bool {
 		if f.refs == 0 && time.Since(f.idle) >= ns.h.cfg.Linger {
 			delete(ns.feeds, p)
 			ns.index.Delete(p)
+			f.end(engine.ErrClosed) // gives its memory back
 		}
 	}
 	ns.over = len(ns.feeds) == 0

@@ -1,12 +1,13 @@
 package session
 
 import (
+	"container/heap"
 	"time"
 
 	runnelv1 "github.com/runnelhq/runnel/api/runnel/v1"
 )
 
-// tick is the session's one timer: heartbeats, silence, bookmarks, and whoever is held up.
+// tick is the session's one timer: heartbeats, silence, bookmarks, intervals, and whoever is held up.
 func (s *Session) tick() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -21,6 +22,10 @@ func (s *Session) tick() {
 	if s.heldUpLocked(now); s.err != nil {
 		return
 	}
+	for len(s.paced) > 0 && !s.paced[0].pace.after.After(now) {
+		heap.Pop(&s.paced).(*subscription).queueLocked()
+		s.wake()
+	}
 	if now.Sub(s.marked) >= s.heartbeat {
 		s.marked = now
 		s.bookmarksLocked()
@@ -30,48 +35,66 @@ func (s *Session) tick() {
 		s.sent = now // queued; the writer notes when it has gone out
 		s.wake()
 	}
-	s.timer.Reset(s.dueLocked(now))
+	s.due = s.dueLocked(now)
+	s.timer.Reset(s.due.Sub(now))
 }
 
-// heldUpLocked lets policies act on subscriptions that cannot send, and ends a session whose transport takes nothing.
+// lookLocked makes the timer fire at t, or sooner.
+func (s *Session) lookLocked(t time.Time) {
+	if s.err == nil && t.Before(s.due) {
+		s.due = t
+		s.timer.Reset(time.Until(t))
+	}
+}
+
+// heldUpLocked lets policies act on subscriptions that cannot send, and ends a session whose transport takes nothing for too long, or
+// for a while when memory is short: it holds what others need.
 func (s *Session) heldUpLocked(now time.Time) {
-	stuck := !s.blocked.IsZero()
-	if stuck && now.Sub(s.blocked) >= s.cfg.SendTimeout {
-		for _, sub := range s.subs {
-			sub.disconnect("the client has taken nothing for " + s.cfg.SendTimeout.String())
+	if !s.blocked.IsZero() {
+		stuck := now.Sub(s.blocked)
+		switch {
+		case stuck >= s.cfg.SendTimeout:
+			s.evictLocked("the client has taken nothing for " + s.cfg.SendTimeout.String())
+			return
+		case stuck >= tickEvery && s.cfg.Budget.Short():
+			s.evictLocked("the client takes nothing, and the server's memory is short")
 			return
 		}
-		s.endLocked(&SlowConsumerError{Reason: "the client has taken nothing for " + s.cfg.SendTimeout.String()})
+		for _, sub := range s.queue {
+			sub.hold(s.blocked)
+		}
+	}
+	short := s.cfg.Budget.Short()
+	if s.held == 0 && !short {
 		return
 	}
-	stuck = stuck && now.Sub(s.blocked) >= stallAfter
 	for _, sub := range s.subs {
-		if (stuck || sub.starved) && !sub.inFlight() {
-			if sub.applyLag(); s.err != nil {
-				return
-			}
+		if sub.applyLag(now); s.err != nil {
+			return
+		}
+		if short && !sub.held.IsZero() && !sub.flying {
+			sub.page.forget() // it can be read again
 		}
 	}
 }
 
-// inFlight says that a frame with the subscription's events is with the writer: its cursor must stay.
-func (sub *subscription) inFlight() bool {
-	for _, m := range sub.s.inflight {
-		if m.sub == sub {
-			return true
-		}
+// evictLocked ends the session and names a subscription and its position, if there is one.
+func (s *Session) evictLocked(reason string) {
+	for _, sub := range s.subs {
+		sub.disconnect(reason)
+		return
 	}
-	return false
+	s.endLocked(&SlowConsumerError{Reason: reason})
 }
 
 // bookmarksLocked tells clients of quiet subscriptions where they stand.
 func (s *Session) bookmarksLocked() {
 	for _, sub := range s.subs {
-		if !sub.o.State.History || sub.closed || sub.inFlight() {
+		if !sub.o.State.History || sub.closed || sub.flying {
 			continue
 		}
 		if sub.live {
-			if position, quiet := sub.o.Feed.Quiet(sub.cursor); quiet {
+			if position, quiet := sub.o.Feed.Quiet(&sub.cursor); quiet {
 				sub.seen = max(sub.seen, position)
 			}
 		}
@@ -86,23 +109,26 @@ func (s *Session) bookmarksLocked() {
 }
 
 // dueLocked is when the session must be looked at next.
-func (s *Session) dueLocked(now time.Time) time.Duration {
-	if !s.blocked.IsZero() || s.starvedLocked() {
-		return tickEvery
-	}
-	due := min(s.sent.Add(s.heartbeat).Sub(now), s.marked.Add(s.heartbeat).Sub(now))
+func (s *Session) dueLocked(now time.Time) time.Time {
+	due := earlier(s.sent.Add(s.heartbeat), s.marked.Add(s.heartbeat))
 	if s.cfg.Silence > 0 {
-		due = min(due, s.heard.Add(s.cfg.Silence).Sub(now))
+		due = earlier(due, s.heard.Add(s.cfg.Silence))
 	}
-	return max(due, time.Millisecond)
+	if !s.blocked.IsZero() || s.held > 0 {
+		due = earlier(due, now.Add(tickEvery))
+	}
+	if len(s.paced) > 0 {
+		due = earlier(due, s.paced[0].pace.after)
+	}
+	if soonest := now.Add(time.Millisecond); due.Before(soonest) {
+		return soonest
+	}
+	return due
 }
 
-// starvedLocked says whether a policy is waiting to act on used-up credit.
-func (s *Session) starvedLocked() bool {
-	for _, sub := range s.subs {
-		if sub.starved && sub.o.Policy != runnelv1.OverflowPolicy_OVERFLOW_POLICY_CATCH_UP {
-			return true
-		}
+func earlier(a, b time.Time) time.Time {
+	if b.Before(a) {
+		return b
 	}
-	return false
+	return a
 }

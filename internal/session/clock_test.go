@@ -16,11 +16,12 @@ import (
 // controls takes a frame, if there is one, and returns its controls.
 func controls(t *testing.T, s *session.Session) []*runnelv1.Control {
 	t.Helper()
-	f, err := s.Next(4 << 10)
+	f := new(session.Frame)
+	err := s.Next(f, 4<<10)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if f == nil {
+	if f.Bytes == 0 {
 		return nil
 	}
 	var b []byte
@@ -37,10 +38,9 @@ func controls(t *testing.T, s *session.Session) []*runnelv1.Control {
 
 func TestHeartbeatsAndSilence(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := session.New(session.Config{
+		s := newSession(t, session.Config{
 			MaxSubscriptions: 1, Heartbeat: 15 * time.Second, Silence: time.Minute, SendTimeout: 30 * time.Second, Replayer: session.NewReplayer(),
 		})
-		defer s.Close()
 		began := time.Now()
 		beats := 0
 		for {
@@ -66,8 +66,7 @@ func TestHeartbeatsAndSilence(t *testing.T) {
 // A transport that takes nothing ends the session after the send timeout, with the position to resume from.
 func TestBlockedTransport(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := session.New(session.Config{MaxSubscriptions: 1, Heartbeat: 15 * time.Second, SendTimeout: 30 * time.Second, Replayer: session.NewReplayer()})
-		defer s.Close()
+		s := newSession(t, session.Config{MaxSubscriptions: 1, Heartbeat: 15 * time.Second, SendTimeout: 30 * time.Second, Replayer: session.NewReplayer()})
 		s.Blocked(true)
 		began := time.Now()
 		for s.Err() == nil {
@@ -83,8 +82,7 @@ func TestBlockedTransport(t *testing.T) {
 // A quiet subscription learns how far the namespace has come, so that it can resume from there.
 func TestBookmark(t *testing.T) {
 	w := newWorld(t, engine.Config{History: engine.HistoryMemory}, 1<<20)
-	s := session.New(session.Config{MaxSubscriptions: 10, Heartbeat: 50 * time.Millisecond, SendTimeout: time.Minute, Replayer: w.replayer})
-	t.Cleanup(s.Close)
+	s := newSession(t, session.Config{MaxSubscriptions: 10, Heartbeat: 50 * time.Millisecond, SendTimeout: time.Minute, Replayer: w.replayer})
 	w.subscribe(s, "a.quiet", latest, session.Options{})
 	w.publish("a.busy", 100)
 	for {

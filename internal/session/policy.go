@@ -2,60 +2,86 @@ package session
 
 import (
 	"fmt"
+	"time"
 
 	runnelv1 "github.com/runnelhq/runnel/api/runnel/v1"
 )
 
 // A policy acts on the subscriber's own speed: when its credit or its stream was used up, never on a burst that it had no chance
-// to read.
+// to read. So a subscription is held up from when either was used up until it has sent everything there is. While it is, CONFLATE
+// conflates; after stallAfter, DROP_OLDEST and DISCONNECT act on its lag.
 
-// actOnLag applies the policy if the subscriber was held up since the last look.
-func (sub *subscription) actOnLag() {
-	held := sub.starved || sub.stalls != sub.s.stalls
-	sub.starved, sub.stalls = false, sub.s.stalls
-	if held {
-		sub.applyLag()
+// look notes whether the stream was used up since the last look, and applies the policy if the subscription is held up.
+func (sub *subscription) look(now time.Time) {
+	if sub.pauses != sub.s.pauses {
+		sub.pauses = sub.s.pauses
+		sub.hold(now)
+	}
+	sub.applyLag(now)
+}
+
+// hold notes that the subscription is held up.
+func (sub *subscription) hold(now time.Time) {
+	if sub.held.IsZero() {
+		sub.held = now
+		if sub.limited() {
+			sub.s.held++
+			sub.s.lookLocked(now.Add(tickEvery))
+		}
 	}
 }
 
-// starve notes that the credit is used up. The feed is not waited for: Credit wakes the subscription.
-func (sub *subscription) starve() {
-	if !sub.starved {
-		sub.starved = true
-		sub.s.timer.Reset(min(tickEvery, sub.s.cfg.Heartbeat))
+func (sub *subscription) unhold() {
+	if !sub.held.IsZero() {
+		sub.held = time.Time{}
+		if sub.limited() {
+			sub.s.held--
+		}
 	}
 }
 
-// applyLag drops or disconnects if the subscription is further behind than it may be.
-func (sub *subscription) applyLag() {
-	if !sub.live || sub.closed {
+// limited says that the policy acts on lag by itself, without waiting until the subscription can send.
+func (sub *subscription) limited() bool {
+	return sub.o.Policy == runnelv1.OverflowPolicy_OVERFLOW_POLICY_DROP_OLDEST ||
+		sub.o.Policy == runnelv1.OverflowPolicy_OVERFLOW_POLICY_DISCONNECT
+}
+
+// applyLag drops or disconnects if the subscription is held up and further behind than it may be.
+func (sub *subscription) applyLag(now time.Time) {
+	if !sub.limited() || sub.held.IsZero() || now.Sub(sub.held) < stallAfter || !sub.live || sub.closed || sub.flying {
 		return
 	}
-	switch sub.o.Policy {
-	case runnelv1.OverflowPolicy_OVERFLOW_POLICY_DROP_OLDEST:
-		if sub.o.Feed.Behind(sub.cursor) > sub.o.MaxLag {
-			sub.drop(sub.o.MaxLag)
-		}
-	case runnelv1.OverflowPolicy_OVERFLOW_POLICY_DISCONNECT:
-		if n := sub.o.Feed.Behind(sub.cursor); n > sub.o.MaxLag {
-			sub.disconnect(fmt.Sprintf("it is %d events behind, %d are allowed", n, sub.o.MaxLag))
-		}
+	events, oldest := sub.o.Feed.Lag(&sub.cursor)
+	old := sub.o.MaxAge > 0 && oldest > 0 && now.Sub(time.UnixMilli(oldest)) > sub.o.MaxAge
+	switch {
+	case events <= sub.o.MaxLag && !old:
+	case sub.o.Policy == runnelv1.OverflowPolicy_OVERFLOW_POLICY_DROP_OLDEST:
+		sub.drop(now)
+	case old:
+		sub.disconnect(fmt.Sprintf("its oldest event waits for longer than %v", sub.o.MaxAge))
+	default:
+		sub.disconnect(fmt.Sprintf("it is %d events behind, %d are allowed", events, sub.o.MaxLag))
 	}
 }
 
-// overtaken handles a cursor that has fallen out of the window; true if it is back in it.
-func (sub *subscription) overtaken() bool {
-	switch sub.o.Policy {
-	case runnelv1.OverflowPolicy_OVERFLOW_POLICY_CATCH_UP:
-		sub.live = false
+// overtaken handles a cursor whose elements are not held any more; true if it is back in the window. damaged: because the
+// log is damaged there, which only the log can tell more about.
+func (sub *subscription) overtaken(damaged bool, now time.Time) bool {
+	switch p := sub.o.Policy; {
+	case damaged || p == runnelv1.OverflowPolicy_OVERFLOW_POLICY_CATCH_UP || sub.o.conflates() && sub.o.State.History:
+		sub.live, sub.pace.end = false, 0
 		if !sub.behind {
 			sub.behind = true
-			sub.notice(&runnelv1.Notice{Kind: runnelv1.NoticeKind_NOTICE_KIND_BEHIND, From: sub.seen, To: sub.seen, Reason: "reading the log"})
+			sub.notice(runnelv1.NoticeKind_NOTICE_KIND_BEHIND, sub.seen, sub.seen, 0, "reading the log")
 		}
 		sub.advance()
 		return false
-	case runnelv1.OverflowPolicy_OVERFLOW_POLICY_DROP_OLDEST:
-		sub.drop(sub.o.MaxLag)
+	case p == runnelv1.OverflowPolicy_OVERFLOW_POLICY_DROP_OLDEST:
+		sub.drop(now)
+		return true
+	case sub.o.conflates():
+		n, last := sub.o.Feed.SkipLost(&sub.cursor)
+		sub.dropped(n, last, "there are more keys than the server's memory holds")
 		return true
 	default:
 		sub.disconnect("it is further behind than the server's memory reaches")
@@ -63,20 +89,22 @@ func (sub *subscription) overtaken() bool {
 	}
 }
 
-func (sub *subscription) drop(keep uint64) {
-	next, n, last := sub.o.Feed.Skip(sub.cursor, keep)
+func (sub *subscription) drop(now time.Time) {
+	since := int64(0)
+	if sub.o.MaxAge > 0 {
+		since = now.Add(-sub.o.MaxAge).UnixMilli()
+	}
+	n, last := sub.o.Feed.Skip(&sub.cursor, sub.o.MaxLag, since)
+	sub.dropped(n, last, "the subscriber is slower than the topic")
+}
+
+func (sub *subscription) dropped(n, last uint64, reason string) {
 	if n == 0 {
 		return
 	}
-	from := sub.seen + 1
-	sub.cursor, sub.seen = next, max(sub.seen, last)
+	sub.noticeRange(runnelv1.NoticeKind_NOTICE_KIND_DROPPED, last, n, reason)
+	sub.seen = max(sub.seen, last)
 	sub.told = sub.seen
-	if !sub.o.State.History {
-		from, last = 0, 0
-	}
-	sub.notice(&runnelv1.Notice{
-		Kind: runnelv1.NoticeKind_NOTICE_KIND_DROPPED, From: from, To: last, Count: n, Reason: "the subscriber is slower than the topic",
-	})
 }
 
 func (sub *subscription) disconnect(reason string) {

@@ -8,6 +8,7 @@ import (
 	"sync"
 
 	runnelv1 "github.com/runnelhq/runnel/api/runnel/v1"
+	"github.com/runnelhq/runnel/internal/budget"
 	"github.com/runnelhq/runnel/internal/engine"
 	"github.com/runnelhq/runnel/internal/hub"
 	"github.com/runnelhq/runnel/internal/wire"
@@ -23,11 +24,12 @@ type replay struct {
 	gap      *engine.Range // follows the page's events: cannot be had
 	reason   string
 	snapshot bool
+	passed   uint64 // superseded events of the page, left out
+	block    *budget.Block
 }
 
-// take cuts the next elements.
-func (p *replay) take(lim hub.Limits) hub.Run {
-	r := hub.Run{Next: uint64(p.next)}
+// take adds the next elements to the run.
+func (p *replay) take(r *hub.Run, lim hub.Limits) {
 	base := uint32(0)
 	if p.next > 0 {
 		base = p.ends[p.next-1]
@@ -37,15 +39,22 @@ func (p *replay) take(lim hub.Limits) hub.Run {
 		i++
 	}
 	if i == p.next {
-		return r
+		return
 	}
 	b := p.buf[base:p.ends[i-1]:p.ends[i-1]]
-	return hub.Run{Slices: [][]byte{b}, Bytes: len(b), Events: i - p.next, Next: uint64(i), Last: p.offsets[i-1]}
+	r.Slices = append(r.Slices, b)
+	if p.block != nil {
+		p.block.Hold()
+		r.Blocks = append(r.Blocks, p.block)
+	}
+	r.Bytes, r.Events, r.Next, r.Last = len(b), i-p.next, uint64(i), p.offsets[i-1]
 }
 
-func (p *replay) sent(r hub.Run) { p.next = int(r.Next) }
-
-func (p *replay) add(events []engine.Event) {
+// fill encodes events; conflating: only the newest of each key.
+func (p *replay) fill(events []engine.Event, conflating bool) {
+	if conflating {
+		events, p.passed = conflate(events)
+	}
 	size := 0
 	for i := range events {
 		size += wire.ElementSize(len(events[i].Wire))
@@ -60,21 +69,53 @@ func (p *replay) add(events []engine.Event) {
 	}
 }
 
+// conflate keeps the newest event of each key, in order, and counts the others.
+func conflate(events []engine.Event) (kept []engine.Event, passed uint64) {
+	seen := make(map[string]struct{}, len(events))
+	first := len(events)
+	for i := len(events) - 1; i >= 0; i-- {
+		key := hub.KeyOf(events[i].Topic.String(), events[i].Wire)
+		if _, ok := seen[key]; ok {
+			continue
+		}
+		seen[key] = struct{}{}
+		first--
+		events[first], events[i] = events[i], events[first]
+	}
+	return events[first:], uint64(first)
+}
+
+// cost is what the page is counted as.
+func (p *replay) cost() int64 { return int64(cap(p.buf) + 12*cap(p.ends)) }
+
+// drop empties the page.
+func (p *replay) drop() {
+	p.block.Drop()
+	*p = replay{}
+}
+
+// forget empties a page that can simply be read again: what was told of it stays true.
+func (p *replay) forget() {
+	if p.block != nil && p.gap == nil && !p.snapshot && p.passed == 0 && p.next < len(p.ends) {
+		p.drop()
+	}
+}
+
 // advance is called when all of the page was sent: it tells of a gap behind it, then joins the feed or asks for the next page.
 func (sub *subscription) advance() {
 	p := &sub.page
 	sub.seen = max(sub.seen, p.scanned)
 	if g := p.gap; g != nil {
-		sub.notice(&runnelv1.Notice{Kind: runnelv1.NoticeKind_NOTICE_KIND_GAP, From: g.From, To: g.To, Reason: p.reason})
+		sub.notice(runnelv1.NoticeKind_NOTICE_KIND_GAP, g.From, g.To, 0, p.reason)
 		sub.seen = max(sub.seen, g.To)
 		sub.told = sub.seen
 	}
-	sub.page = replay{}
+	p.drop()
 	if len(sub.snapshot) == 0 {
-		if sub.cursor, sub.live = sub.o.Feed.Join(sub.seen); sub.live {
+		if sub.live = sub.o.Feed.Join(&sub.cursor, sub.seen); sub.live {
 			if sub.behind {
 				sub.behind = false
-				sub.notice(&runnelv1.Notice{Kind: runnelv1.NoticeKind_NOTICE_KIND_CAUGHT_UP, From: sub.seen, To: sub.seen})
+				sub.notice(runnelv1.NoticeKind_NOTICE_KIND_CAUGHT_UP, sub.seen, sub.seen, 0, "")
 			}
 			sub.queueLocked()
 			sub.s.wake()
@@ -95,9 +136,14 @@ func (sub *subscription) read(ctx context.Context, maxBytes int) {
 		return
 	}
 	p, rest, err := sub.readPage(ctx, snapshot, after, maxBytes)
+	p.block = s.cfg.Budget.ForcedBlock(budget.Pages, p.cost())
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	sub.reading = false
+	if sub.closed {
+		p.drop()
+		return
+	}
 	switch {
 	case errors.Is(err, context.Canceled) || errors.Is(err, engine.ErrClosed):
 		s.endLocked(ErrReopened)
@@ -107,6 +153,9 @@ func (sub *subscription) read(ctx context.Context, maxBytes int) {
 		return
 	}
 	sub.page, sub.snapshot = p, rest
+	if p.passed > 0 {
+		sub.noticeRange(runnelv1.NoticeKind_NOTICE_KIND_CONFLATED, p.offsets[len(p.offsets)-1], p.passed, superseded)
+	}
 	sub.queueLocked()
 	s.wake()
 }
@@ -140,7 +189,7 @@ func (sub *subscription) readPage(ctx context.Context, snapshot []uint64, after 
 			p.reason = "removed by retention, or damaged"
 		}
 	}
-	p.add(page.Events)
+	p.fill(page.Events, sub.o.conflates() && !p.snapshot)
 	if !p.snapshot {
 		return p, nil, nil
 	}
@@ -208,6 +257,12 @@ func (r *Replayer) work(ctx context.Context) {
 		r.queue = r.queue[1:]
 		size := max(minPage, min(maxPage, pageBudget/(len(r.queue)+1)))
 		r.mu.Unlock()
+		b := sub.s.cfg.Budget
+		if err := b.Wait(ctx, budget.Pages, int64(size)); err != nil && ctx.Err() != nil {
+			return
+		}
+		// What the page really takes is counted once it is known.
+		b.Give(budget.Pages, int64(size))
 		sub.read(ctx, size)
 	}
 }

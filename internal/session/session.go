@@ -15,27 +15,32 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	runnelv1 "github.com/runnelhq/runnel/api/runnel/v1"
-	"github.com/runnelhq/runnel/internal/engine"
+	"github.com/runnelhq/runnel/internal/budget"
 )
 
-// Config is fixed for a session's life. All fields are required.
+// Config is fixed for a session's life. All fields but Budget and Silence are required.
 type Config struct {
 	MaxSubscriptions int
 	Heartbeat        time.Duration // send one after this long without sending
 	Silence          time.Duration // end a session that owes requests after this long without one; 0: it owes none
 	SendTimeout      time.Duration // end a session whose transport takes nothing for this long
 	Replayer         *Replayer
+	Budget           *budget.Budget // the session and what it holds count against it
 }
 
 const (
-	// MaxFrameSlices is the most slices of a frame; grpc-go handles up to 63 without extra work.
-	MaxFrameSlices = 62
 	// MaxControls is how many controls wait at most before Backlogged says so.
 	MaxControls = 1024
-	// stallAfter is how long a transport takes nothing before overflow policies act on it.
+	// stallAfter is how long a subscription is held up before events are dropped or its session ends.
 	stallAfter = 100 * time.Millisecond
 	// tickEvery is how often a session in trouble is looked at.
 	tickEvery = 250 * time.Millisecond
+)
+
+// What a session and a subscription are counted as in the budget: measured, with the transport's part.
+const (
+	sessionCost      = 40 << 10
+	subscriptionCost = 1 << 10
 )
 
 // Session is one client's stream.
@@ -47,6 +52,7 @@ type Session struct {
 	subs     map[uint32]*subscription
 	last     uint32 // last id assigned
 	controls []*runnelv1.Control
+	flushes  uint64          // times that controls were handed over
 	queue    []*subscription // have something to send, in turn
 	inflight []move
 	err      error // why the session is over
@@ -57,21 +63,19 @@ type Session struct {
 	heard     time.Time // when a request last came
 	marked    time.Time // when bookmarks were last looked at
 	blocked   time.Time // since when the transport takes nothing; zero: it takes
-	stalls    uint64    // times the transport was blocked for long
+	pauses    uint64    // times the transport was blocked, however short
+	held      int       // subscriptions that are held up
+	paced     pacing    // subscriptions that wait for their next interval
 	timer     *time.Timer
+	due       time.Time     // when timer fires
 	heartbeat time.Duration // jittered
 }
 
-// Frame is one message for the transport: the concatenation of its slices is an encoded runnel.v1.StreamResponse. They are
-// shared and must not be changed.
-type Frame struct {
-	Slices [][]byte
-	Bytes  int
-	Events int
-}
-
-// New starts a session; the caller must Close it.
-func New(cfg Config) *Session {
+// New starts a session; the caller must Close it. budget.ErrExhausted if there is no memory for it.
+func New(cfg Config) (*Session, error) {
+	if !cfg.Budget.Take(budget.Sessions, sessionCost) {
+		return nil, budget.ErrExhausted
+	}
 	now := time.Now()
 	s := &Session{
 		cfg: cfg, ready: make(chan struct{}, 1), subs: map[uint32]*subscription{},
@@ -80,23 +84,29 @@ func New(cfg Config) *Session {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.timer = time.AfterFunc(s.dueLocked(now), s.tick)
-	return s
+	s.due = s.dueLocked(now)
+	s.timer = time.AfterFunc(s.due.Sub(now), s.tick)
+	return s, nil
 }
 
 // Close frees everything the session holds.
 func (s *Session) Close() {
 	s.End(ErrEnded)
 	s.mu.Lock()
+	if s.subs == nil {
+		s.mu.Unlock()
+		return
+	}
 	subs := s.subs
-	s.subs, s.queue, s.inflight, s.controls = nil, nil, nil, nil
+	s.subs, s.queue, s.inflight, s.controls, s.paced = nil, nil, nil, nil, nil
 	for _, sub := range subs {
-		sub.closed = true
+		sub.closeLocked()
 	}
 	s.mu.Unlock()
 	for _, sub := range subs {
 		sub.release()
 	}
+	s.cfg.Budget.Give(budget.Sessions, sessionCost)
 }
 
 // End makes Next return err once the controls queued so far are sent. The first reason stays.
@@ -120,6 +130,9 @@ func (s *Session) Finish() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.finishing = true
+	for _, sub := range s.subs {
+		sub.queueLocked() // paced ones too
+	}
 	s.wake()
 }
 
@@ -162,36 +175,44 @@ func (s *Session) Backlogged() bool {
 	return len(s.controls) >= MaxControls && s.err == nil
 }
 
-// Next returns the next frame of about maxBytes (more only for a single larger event), nil if there is none now, or the
-// reason why the session is over. After a frame, Sent must be called before Next is called again.
-func (s *Session) Next(maxBytes int) (*Frame, error) {
+// Next fills f, which must be empty, with the next frame of about maxBytes (more only for a single larger event). It is empty
+// if there is none now; an error is the reason why the session is over. After a frame, Sent must be called before Next is
+// called again.
+func (s *Session) Next(f *Frame, maxBytes int) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	f := &Frame{}
+	f.open = -1
 	if s.err == nil {
 		s.fillLocked(f, maxBytes)
 	}
 	if len(s.controls) > 0 {
 		// Controls apply before the deliveries of the same message, wherever they stand in it.
-		b, err := proto.Marshal(&runnelv1.StreamResponse{Controls: s.controls})
-		if err != nil {
-			return nil, err
+		if err := s.controlsLocked(f); err != nil {
+			return err
 		}
-		clear(s.controls)
-		s.controls = s.controls[:0]
-		f.Slices = append(f.Slices, b)
-		f.Bytes += len(b)
 	}
-	if f.Bytes == 0 {
-		switch {
-		case len(s.queue) > 0:
-			s.wake() // a cursor was moved into place: the next call has its events
-		case s.finishing && !s.readingLocked():
-			s.endLocked(ErrFinished)
-		}
-		return nil, s.err
+	if f.Bytes > 0 {
+		f.charge(s.cfg.Budget)
+		return nil
 	}
-	return f, nil
+	switch {
+	case len(s.queue) > 0:
+		s.wake() // a cursor was moved into place: the next call has its events
+	case s.finishing && !s.readingLocked():
+		s.endLocked(ErrFinished)
+	}
+	return s.err
+}
+
+func (s *Session) controlsLocked(f *Frame) (err error) {
+	f.appendFresh(func(b []byte) []byte {
+		b, err = proto.MarshalOptions{}.MarshalAppend(b, &runnelv1.StreamResponse{Controls: s.controls})
+		return b
+	})
+	clear(s.controls)
+	s.controls = s.controls[:0]
+	s.flushes++
+	return err
 }
 
 // readingLocked says that a page of the log is on its way.
@@ -206,6 +227,10 @@ func (s *Session) readingLocked() bool {
 
 // fillLocked adds deliveries: round robin over the subscriptions that are ready, sharing the frame by bytes.
 func (s *Session) fillLocked(f *Frame, maxBytes int) {
+	if len(s.queue) == 0 {
+		return
+	}
+	now := time.Now()
 	waiting := s.queue
 	s.queue = nil
 	for i, sub := range waiting {
@@ -218,10 +243,10 @@ func (s *Session) fillLocked(f *Frame, maxBytes int) {
 		if s.err != nil {
 			return
 		}
-		m, ok := sub.fill(f, (maxBytes-f.Bytes)/(len(waiting)-i))
-		if ok {
-			s.inflight = append(s.inflight, m)
-		}
+		sub.fill(f, (maxBytes-f.Bytes)/(len(waiting)-i), now)
+	}
+	if cap(s.queue) == 0 {
+		s.queue = waiting[:0] // none came back: the space serves again
 	}
 }
 
@@ -230,8 +255,8 @@ func (s *Session) Sent() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.sent = time.Now()
-	for _, m := range s.inflight {
-		m.sub.sent(m)
+	for i := range s.inflight {
+		s.inflight[i].sub.sent(&s.inflight[i])
 	}
 	clear(s.inflight)
 	s.inflight = s.inflight[:0]
@@ -240,19 +265,16 @@ func (s *Session) Sent() {
 	}
 }
 
-// Blocked says whether the transport takes nothing at present. While it does not, and for long, overflow policies act.
+// Blocked says that the transport takes nothing at present, or takes again. While it does not, and for long, overflow policies act.
 func (s *Session) Blocked(blocked bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	now := time.Now()
 	switch {
 	case blocked && s.blocked.IsZero():
-		s.blocked = now
-		s.timer.Reset(tickEvery)
-	case !blocked && !s.blocked.IsZero():
-		if now.Sub(s.blocked) >= stallAfter {
-			s.stalls++
-		}
+		s.blocked = time.Now()
+		s.pauses++
+		s.lookLocked(s.blocked.Add(tickEvery))
+	case !blocked:
 		s.blocked = time.Time{}
 	}
 }
@@ -274,13 +296,16 @@ func (s *Session) Subscribe(request uint64, o Options) error {
 	case s.subs[o.ID] != nil:
 		return ErrDuplicateID
 	}
+	if !s.cfg.Budget.Take(budget.Sessions, o.cost()) {
+		return budget.ErrExhausted
+	}
 	sub := newSubscription(s, o)
 	s.subs[o.ID] = sub
 	s.controls = append(s.controls, &runnelv1.Control{RequestId: request, Control: &runnelv1.Control_Subscribed{
 		Subscribed: &runnelv1.Subscribed{Subscription: o.ID, Position: sub.position(), Overflow: o.Policy},
 	}})
 	if o.Gap != "" {
-		sub.notice(&runnelv1.Notice{Kind: runnelv1.NoticeKind_NOTICE_KIND_GAP, Reason: o.Gap})
+		sub.notice(runnelv1.NoticeKind_NOTICE_KIND_GAP, 0, 0, 0, o.Gap)
 	}
 	sub.told = sub.seen
 	sub.queueLocked()
@@ -297,7 +322,7 @@ func (s *Session) Unsubscribe(request uint64, id uint32) error {
 		return ErrUnknownID
 	}
 	delete(s.subs, id)
-	sub.closed = true
+	sub.closeLocked()
 	s.controls = append(s.controls, &runnelv1.Control{RequestId: request, Control: &runnelv1.Control_Unsubscribed{
 		Unsubscribed: &runnelv1.Unsubscribed{Subscription: id},
 	}})
@@ -316,16 +341,4 @@ func (s *Session) Credit(id uint32, events uint32) {
 		sub.queueLocked()
 		s.wake()
 	}
-}
-
-// Positions is where each subscription stands.
-func (s *Session) Positions() map[uint32]engine.Position {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	all := make(map[uint32]engine.Position, len(s.subs))
-	for id, sub := range s.subs {
-		p := sub.position()
-		all[id] = engine.Position{Epoch: p.GetEpoch(), Offset: p.GetOffset()}
-	}
-	return all
 }

@@ -77,10 +77,19 @@ func (w *world) publish(name string, n int) {
 }
 
 func (w *world) session() *session.Session {
-	s := session.New(session.Config{
+	w.t.Helper()
+	return newSession(w.t, session.Config{
 		MaxSubscriptions: 100, Heartbeat: 15 * time.Second, SendTimeout: 30 * time.Second, Replayer: w.replayer,
 	})
-	w.t.Cleanup(s.Close)
+}
+
+func newSession(t testing.TB, cfg session.Config) *session.Session {
+	t.Helper()
+	s, err := session.New(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(s.Close)
 	return s
 }
 
@@ -94,7 +103,7 @@ func (w *world) subscribe(s *session.Session, pattern string, start uint64, o se
 	if o.Policy == 0 {
 		o.Policy = runnelv1.OverflowPolicy_OVERFLOW_POLICY_CATCH_UP
 	}
-	if o.Feed, o.Log, err = w.hub.Open(p); err != nil {
+	if o.Feed, o.Log, err = w.hub.Open(p, o.Policy == runnelv1.OverflowPolicy_OVERFLOW_POLICY_CONFLATE); err != nil {
 		w.t.Fatal(err)
 	}
 	o.State = o.Log.State()
@@ -111,11 +120,12 @@ const latest = ^uint64(0)
 // next waits for a frame, decodes it and says that it was sent.
 func (w *world) next(s *session.Session) (*runnelv1.StreamResponse, error) {
 	for {
-		f, err := s.Next(4 << 10)
+		f := new(session.Frame)
+		err := s.Next(f, 4<<10)
 		if err != nil {
 			return nil, err
 		}
-		if f == nil {
+		if f.Bytes == 0 {
 			<-s.Ready()
 			continue
 		}

@@ -109,6 +109,38 @@ func BodyTopic(b []byte) ([]byte, error) {
 	return t, nil
 }
 
+// EventKey returns the key of a body or event, without copying; empty if it has none. The fields must be in AppendBody's order.
+func EventKey(b []byte) []byte {
+	for len(b) > 0 {
+		num, typ, n := protowire.ConsumeTag(b)
+		if n < 0 || typ != protowire.BytesType || num == eventContentType || num == eventHeaders || num == eventPublisher {
+			return nil // what lies behind the key has begun
+		}
+		v, m := protowire.ConsumeBytes(b[n:])
+		if m < 0 {
+			return nil
+		}
+		if num == eventKey {
+			return v
+		}
+		b = b[n+m:]
+	}
+	return nil
+}
+
+// ElementEvent is the event in an element, without copying.
+func ElementEvent(element []byte) []byte {
+	_, _, n := protowire.ConsumeTag(element)
+	if n < 0 {
+		return nil
+	}
+	event, m := protowire.ConsumeBytes(element[n:])
+	if m < 0 {
+		return nil
+	}
+	return event
+}
+
 // ElementSize is the size of the element that holds an event of the given size.
 func ElementSize(event int) int {
 	return protowire.SizeTag(deliveryEvents) + protowire.SizeBytes(event)
