@@ -57,6 +57,14 @@ func (b *Budget) Limit() int64 {
 	return b.limit
 }
 
+// Share is how much of the limit a kind may fill, in bytes.
+func (b *Budget) Share(k Kind) int64 {
+	if b == nil {
+		return math.MaxInt64
+	}
+	return b.limit / shares[k]
+}
+
 // Used is what is held for a kind, in bytes.
 func (b *Budget) Used(k Kind) int64 {
 	if b == nil {
@@ -71,7 +79,7 @@ func (b *Budget) Take(k Kind, n int64) bool {
 		return true
 	}
 	used, total := b.used[k].Add(n), b.total.Add(n)
-	if used <= b.limit/shares[k] && total <= b.limit {
+	if used <= b.Share(k) && total <= b.limit {
 		return true
 	}
 	b.Give(k, n)
@@ -119,7 +127,7 @@ func (b *Budget) Wait(ctx context.Context, k Kind, n int64) error {
 	if b.Take(k, n) {
 		return nil
 	}
-	if n > b.limit/shares[k] {
+	if n > b.Share(k) {
 		return ErrExhausted
 	}
 	t := time.NewTicker(retryEvery)

@@ -79,6 +79,7 @@ type Limits struct {
 	Bytes  int
 	Events uint64
 	Slices int
+	Until  uint64 // TakeLatest: only elements below this number; 0: all
 }
 
 // Join places the cursor at the first element above seen. It fails if the window does not reach back to seen: then the log
@@ -139,7 +140,13 @@ func (f *Feed) Take(c *Cursor, lim Limits, w *Waiter, r *Run) error {
 		r.Lost = true
 		return nil
 	}
-	for i := f.w.segment(c.next); i < len(f.w.segs) && len(r.Slices) < lim.Slices && r.Bytes < lim.Bytes && lim.Events > 0; i++ {
+	f.takeLocked(lim, r)
+	return nil
+}
+
+// takeLocked takes from the window, which holds the element at r.Next.
+func (f *Feed) takeLocked(lim Limits, r *Run) {
+	for i := f.w.segment(r.Next); i < len(f.w.segs) && len(r.Slices) < lim.Slices && r.Bytes < lim.Bytes && lim.Events > 0; i++ {
 		s := f.w.segs[i]
 		from := int(r.Next - s.first)
 		room := lim.Bytes - r.Bytes
@@ -170,7 +177,6 @@ func (f *Feed) Take(c *Cursor, lim Limits, w *Waiter, r *Run) error {
 			break // the rest does not fit
 		}
 	}
-	return nil
 }
 
 // TakeLatest is Take for a subscriber that conflates: it takes only the newest element of each key, in order, and counts
@@ -181,14 +187,20 @@ func (f *Feed) TakeLatest(c *Cursor, lim Limits, w *Waiter, r *Run) error {
 	if ok, err := f.readyLocked(c, w, r); !ok {
 		return err
 	}
-	if c.next < f.latest.first {
+	switch {
+	case c.next >= f.latest.first:
+		if f.latest.take(r, c.next, lim) {
+			r.Next = f.w.next
+		}
+		r.Passed = r.Next - c.next - uint64(r.Events)
+	case c.next >= f.w.first: // some key had to be forgotten, but the window reaches farther back
+		if lim.Until > 0 {
+			lim.Events = min(lim.Events, lim.Until-min(c.next, lim.Until))
+		}
+		f.takeLocked(lim, r)
+	default:
 		r.Lost = true
-		return nil
 	}
-	if f.latest.take(r, c.next, lim) {
-		r.Next = f.w.next
-	}
-	r.Passed = r.Next - c.next - uint64(r.Events)
 	return nil
 }
 
@@ -259,9 +271,15 @@ func (f *Feed) SkipLost(c *Cursor) (skipped, last uint64) {
 	if c.ahead != 0 || c.broken != f.broken {
 		return 0, 0
 	}
-	if skipped = f.latest.first - min(c.next, f.latest.first); skipped > 0 {
-		c.next, last = f.latest.first, f.latest.lost
+	next, last := f.latest.first, f.latest.lost
+	if f.w.first < next {
+		next, last = f.w.first, f.w.floor
 	}
+	if next <= c.next {
+		return 0, 0
+	}
+	skipped = next - c.next
+	c.next = next
 	return skipped, last
 }
 

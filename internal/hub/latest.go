@@ -245,6 +245,9 @@ func (l *latest) take(r *Run, number uint64, lim Limits) (done bool) {
 				open = false
 				continue
 			}
+			if lim.Until > 0 && e.number >= lim.Until {
+				return false
+			}
 			size := int(e.end - e.start)
 			if r.Events > 0 && (r.Bytes+size > lim.Bytes || uint64(r.Events) >= lim.Events || !open && len(r.Slices) >= lim.Slices) {
 				return false

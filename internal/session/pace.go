@@ -7,7 +7,8 @@ import (
 	"github.com/runnelhq/runnel/internal/hub"
 )
 
-// pace spreads the batches of a conflating subscription: one begins at most every interval.
+// pace spreads the batches of a conflating subscription: one begins at most every interval. What is read from the log goes out as
+// it comes, for however long: until it is live again, that is one batch.
 type pace struct {
 	end   uint64    // the batch under way ends before this element; 0: none is under way
 	after time.Time // the next may begin then
@@ -27,10 +28,17 @@ func (sub *subscription) pacedLocked(now time.Time) bool {
 	return true
 }
 
-// beganBatch notes that a run of a batch goes out.
-func (sub *subscription) beganBatch(run *hub.Run, now time.Time) {
-	if p := &sub.pace; sub.o.Interval > 0 && p.end == 0 {
-		p.end, p.after = run.Head, now.Add(sub.o.Interval)
+// going notes that a run goes out. What is left of a batch that was held up uses an interval too.
+func (sub *subscription) going(run *hub.Run, now time.Time) {
+	p := &sub.pace
+	if sub.o.Interval == 0 {
+		return
+	}
+	if !now.Before(p.after) {
+		p.after = now.Add(sub.o.Interval)
+	}
+	if sub.live && p.end == 0 {
+		p.end = run.Head
 	}
 }
 

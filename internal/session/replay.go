@@ -24,7 +24,7 @@ type replay struct {
 	gap      *engine.Range // follows the page's events: cannot be had
 	reason   string
 	snapshot bool
-	passed   uint64 // superseded events of the page, left out
+	passed   []uint32 // conflating: how many superseded events were left out before each element
 	block    *budget.Block
 }
 
@@ -48,6 +48,9 @@ func (p *replay) take(r *hub.Run, lim hub.Limits) {
 		r.Blocks = append(r.Blocks, p.block)
 	}
 	r.Bytes, r.Events, r.Next, r.Last = len(b), i-p.next, uint64(i), p.offsets[i-1]
+	for _, n := range p.passed[min(p.next, len(p.passed)):min(i, len(p.passed))] {
+		r.Passed += uint64(n)
+	}
 }
 
 // fill encodes events; conflating: only the newest of each key.
@@ -69,20 +72,22 @@ func (p *replay) fill(events []engine.Event, conflating bool) {
 	}
 }
 
-// conflate keeps the newest event of each key, in order, and counts the others.
-func conflate(events []engine.Event) (kept []engine.Event, passed uint64) {
-	seen := make(map[string]struct{}, len(events))
-	first := len(events)
-	for i := len(events) - 1; i >= 0; i-- {
-		key := hub.KeyOf(events[i].Topic.String(), events[i].Wire)
-		if _, ok := seen[key]; ok {
+// conflate keeps the newest event of each key, in order, and counts those left out before each.
+func conflate(events []engine.Event) (kept []engine.Event, passed []uint32) {
+	newest := make(map[string]int, len(events))
+	for i := range events {
+		newest[hub.KeyOf(events[i].Topic.String(), events[i].Wire)] = i
+	}
+	left := uint32(0)
+	for i := range events {
+		if newest[hub.KeyOf(events[i].Topic.String(), events[i].Wire)] != i {
+			left++
 			continue
 		}
-		seen[key] = struct{}{}
-		first--
-		events[first], events[i] = events[i], events[first]
+		kept, passed = append(kept, events[i]), append(passed, left)
+		left = 0
 	}
-	return events[first:], uint64(first)
+	return kept, passed
 }
 
 // cost is what the page is counted as.
@@ -96,7 +101,7 @@ func (p *replay) drop() {
 
 // forget empties a page that can simply be read again: what was told of it stays true.
 func (p *replay) forget() {
-	if p.block != nil && p.gap == nil && !p.snapshot && p.passed == 0 && p.next < len(p.ends) {
+	if p.block != nil && p.gap == nil && !p.snapshot && p.next < len(p.ends) {
 		p.drop()
 	}
 }
@@ -153,9 +158,6 @@ func (sub *subscription) read(ctx context.Context, maxBytes int) {
 		return
 	}
 	sub.page, sub.snapshot = p, rest
-	if p.passed > 0 {
-		sub.noticeRange(runnelv1.NoticeKind_NOTICE_KIND_CONFLATED, p.offsets[len(p.offsets)-1], p.passed, superseded)
-	}
 	sub.queueLocked()
 	s.wake()
 }
@@ -258,7 +260,8 @@ func (r *Replayer) work(ctx context.Context) {
 		size := max(minPage, min(maxPage, pageBudget/(len(r.queue)+1)))
 		r.mu.Unlock()
 		b := sub.s.cfg.Budget
-		if err := b.Wait(ctx, budget.Pages, int64(size)); err != nil && ctx.Err() != nil {
+		size = min(size, int(b.Share(budget.Pages)/8))
+		if b.Wait(ctx, budget.Pages, int64(size)) != nil {
 			return
 		}
 		// What the page really takes is counted once it is known.

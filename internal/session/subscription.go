@@ -159,6 +159,7 @@ func (sub *subscription) fill(f *Frame, maxBytes int, now time.Time) {
 		sub.advance()
 		return
 	}
+	sub.going(&run, now)
 	if run.Passed > 0 {
 		sub.noticeRange(runnelv1.NoticeKind_NOTICE_KIND_CONFLATED, run.Last, run.Passed, superseded)
 	}
@@ -177,6 +178,7 @@ func (sub *subscription) take(run *hub.Run, lim hub.Limits, now time.Time) bool 
 	}
 	if conflate || run.Lost && !run.Damaged && sub.o.conflates() {
 		run.Lost = false
+		lim.Until = sub.pace.end
 		err = sub.o.Feed.TakeLatest(&sub.cursor, lim, &sub.waiter, run)
 	}
 	switch {
@@ -186,10 +188,12 @@ func (sub *subscription) take(run *hub.Run, lim hub.Limits, now time.Time) bool 
 		if sub.overtaken(run.Damaged, now) {
 			sub.queueLocked() // the policy has moved the cursor into the window
 		}
+	case run.Events == 0 && sub.pace.end != 0:
+		sub.pace.end = 0 // what was left of the batch is superseded
+		sub.queueLocked()
 	case run.Events == 0:
 		sub.unhold() // it has sent all there is
 	default:
-		sub.beganBatch(run, now)
 		return true
 	}
 	return false
