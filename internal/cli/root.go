@@ -87,7 +87,7 @@ func (a *app) root() *cobra.Command {
 	root.PersistentFlags().StringVar(&a.server, "server", server, "address of the server (RUNNEL_SERVER)")
 	root.PersistentFlags().StringVar(&a.token, "token", os.Getenv("RUNNEL_TOKEN"), "bearer token (RUNNEL_TOKEN)")
 	root.PersistentFlags().Lookup("token").DefValue = "" // a help text must not show a secret
-	root.AddCommand(a.demo(), a.demoWorker(), a.serve(), a.pub(), a.sub(), a.history(), a.topics(), a.replay(), a.config(), a.version())
+	root.AddCommand(a.demo(), a.demoWorker(), a.serve(), a.pub(), a.sub(), a.history(), a.topics(), a.replay(), a.bench(), a.config(), a.version())
 	root.InitDefaultCompletionCmd()
 	if c, _, err := root.Find([]string{"completion"}); err == nil {
 		choose(c, "bash, zsh, fish or powershell")

@@ -30,3 +30,12 @@ const rootDir = "/"
 
 // detach starts c in a process group of its own, which a Ctrl-C on the terminal does not reach.
 func detach(c *exec.Cmd) { c.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} }
+
+// openFiles is how many files this process may open.
+func openFiles() int {
+	var l unix.Rlimit
+	if unix.Getrlimit(unix.RLIMIT_NOFILE, &l) != nil {
+		return 0
+	}
+	return int(min(l.Cur, 1<<30))
+}
