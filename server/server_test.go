@@ -210,10 +210,10 @@ func TestStopIsGraceful(t *testing.T) {
 func TestConfigIsChecked(t *testing.T) {
 	for want, cfg := range map[string]server.Config{
 		"will not listen on 0.0.0.0:1: it can be reached from other machines, and there is no TLS and no authentication; --insecure allows it all the same": {Listen: "0.0.0.0:1"},
-		`bad address "x": it must be HOST:PORT`:                                {Admin: "x"},
-		`namespace a: history "dsk" is not one of disk, os, memory, none`:      {Namespaces: map[string]server.Namespace{"a": {History: "dsk"}}},
+		`bad address "x": it must be HOST:PORT`:                                          {Admin: "x"},
+		`namespace a: history "dsk" is not one of disk, os, memory, none`:                {Namespaces: map[string]server.Namespace{"a": {History: "dsk"}}},
 		`defaults: policy "x" is not one of catch-up, drop-oldest, conflate, disconnect`: {Defaults: server.Namespace{Overflow: "x"}},
-		`bad namespace "a.b": it is one token, without dots`:                   {Namespaces: map[string]server.Namespace{"a.b": {}}},
+		`bad namespace "a.b": it is one token, without dots`:                             {Namespaces: map[string]server.Namespace{"a.b": {}}},
 	} {
 		if _, err := cfg.Check(); err == nil || err.Error() != want {
 			t.Errorf("%v, want %s", err, want)

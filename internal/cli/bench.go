@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"net"
@@ -37,7 +38,7 @@ func (a *app) bench() *cobra.Command {
 			"when the event was due, so that nothing that made it late is hidden. CPU and memory of the server are shown when it runs on\n" +
 			"this machine. Topics lie under --topic; their namespace must exist (runnel serve --dev makes it). Several subscribers on a\n" +
 			"machine that also runs the server share its CPU with it: compare ratios, not figures.",
-		Example: "  runnel bench fanout --subscribers 1000 --window 256\n  runnel bench echo --rate 1000 --json",
+		Example:   "  runnel bench fanout --subscribers 1000 --window 256\n  runnel bench echo --rate 1000 --json",
 		ValidArgs: names,
 		Args:      args(1, 1, "one of "+strings.Join(names, ", ")),
 	}
@@ -104,6 +105,9 @@ func (a *app) measure(ctx context.Context, flags benchFlags) error {
 	flags.Progress = func(phase string, done float64) { bar.show("%s %s: %.0f %%", flags.Scenario, phase, 100*done) }
 	res, err := load.Run(ctx, flags.Options)
 	bar.clear()
+	if away := (*load.UnreachableError)(nil); errors.As(err, &away) {
+		return errors.New(a.unreachable(plainCause(away.Cause)))
+	}
 	if err != nil {
 		return err
 	}

@@ -35,6 +35,11 @@ func (o *Options) outgoing(ctx context.Context) context.Context {
 // connectTimeout is how long a server may take to answer first.
 const connectTimeout = 5 * time.Second
 
+// UnreachableError says why nobody answers.
+type UnreachableError struct{ Cause string }
+
+func (e *UnreachableError) Error() string { return "cannot reach the server: " + e.Cause }
+
 // check says in one line what is wrong with the server, if it cannot be used: nobody there, or not a Runnel server.
 func (o *Options) check(ctx context.Context) error {
 	conn, err := dial(o.Target)
@@ -51,7 +56,7 @@ func (o *Options) check(ctx context.Context) error {
 	case codes.Unimplemented:
 		return fmt.Errorf("%s is not a Runnel server: it does not know %s", o.Target, runnelv1.StreamService_ServiceDesc.ServiceName)
 	case codes.Unavailable:
-		return fmt.Errorf("cannot reach a Runnel server at %s: %s", o.Target, status.Convert(err).Message())
+		return &UnreachableError{status.Convert(err).Message()}
 	case codes.DeadlineExceeded:
 		return fmt.Errorf("no Runnel server answers at %s within %v", o.Target, connectTimeout)
 	}

@@ -23,6 +23,7 @@ type Result struct {
 	ServerCPU           *float64 `json:"server_cpu_s_per_million"` // seconds per million deliveries
 	ClientCPU           *float64 `json:"client_cpu_s_per_million"`
 	RSSPerClient        *float64 `json:"rss_bytes_per_client"` // of the server
+	ConnectCPU          float64  `json:"connect_cpu_us,omitempty"` // server CPU per connection
 	Lost                int64    `json:"lost"`                 // neither delivered nor accounted for by a notice
 
 	// What only some scenarios have.

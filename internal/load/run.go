@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"strconv"
 	"sync/atomic"
 	"time"
 
@@ -116,7 +117,7 @@ func (o *Options) Check(set func(flag string) bool) error {
 		{"publishers", float64(o.Publishers), min(1, float64(d.Publishers)), maxSubscribers},
 	} {
 		if math.IsNaN(c.value) || c.value < c.least || c.value > c.most {
-			return fmt.Errorf("--%s %v is not between %v and %v", c.flag, c.value, c.least, c.most)
+			return fmt.Errorf("--%s %s is not between %s and %s", c.flag, number(c.value), number(c.least), number(c.most))
 		}
 	}
 	switch {
@@ -127,6 +128,8 @@ func (o *Options) Check(set func(flag string) bool) error {
 	}
 	return nil
 }
+
+func number(v float64) string { return strconv.FormatFloat(v, 'f', -1, 64) }
 
 // takes says which flags the scenario has no use for.
 func (d *Options) takes(set func(string) bool, name string) error {
