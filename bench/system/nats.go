@@ -20,9 +20,11 @@ import (
 func nats() *System {
 	return &System{
 		Name: "nats", Help: "NATS core",
-		start:  own("nats"),
-		Hello:  wire.NATSSubscribe,
-		Parser: func(string) func(wire.Events) wire.Parser { return func(e wire.Events) wire.Parser { return wire.NewNATS(e) } },
+		start: own("nats"),
+		Hello: wire.NATSSubscribe,
+		Parser: func(string) func(wire.Events) wire.Parser {
+			return func(e wire.Events) wire.Parser { return wire.NewNATS(e) }
+		},
 		Publisher: func(ctx context.Context, address string) (Publisher, error) {
 			return newNATSPublisher(ctx, address)
 		},

@@ -22,9 +22,9 @@ type Result struct {
 	Max                 *float64 `json:"max_ms"`
 	ServerCPU           *float64 `json:"server_cpu_s_per_million"` // seconds per million deliveries
 	ClientCPU           *float64 `json:"client_cpu_s_per_million"`
-	RSSPerClient        *float64 `json:"rss_bytes_per_client"` // of the server
+	RSSPerClient        *float64 `json:"rss_bytes_per_client"`     // of the server
 	ConnectCPU          float64  `json:"connect_cpu_us,omitempty"` // server CPU per connection
-	Lost                int64    `json:"lost"`                 // neither delivered nor accounted for by a notice
+	Lost                int64    `json:"lost"`                     // neither delivered nor accounted for by a notice
 
 	// What only some scenarios have.
 	Noticed     int64   `json:"noticed,omitempty"` // dropped, conflated or in gaps, as the server said
