@@ -64,6 +64,11 @@ func New(cfg Config) (*Server, error) {
 	}
 	s := &Server{cfg: cfg, listener: cfg.Listener, metrics: admin.NewMetrics(), health: health.NewServer()}
 	s.budget = budget.New(cfg.Limits.MemoryBytes)
+	var kinds []string
+	for _, k := range budget.Kinds() {
+		kinds = append(kinds, k.String())
+	}
+	s.metrics.Memory(s.budget.Limit(), kinds, func(kind int) int64 { return s.budget.Used(budget.Kind(kind)) })
 	if s.listener == nil {
 		if s.listener, err = listen(cfg.Listen, "--listen"); err != nil {
 			return nil, err

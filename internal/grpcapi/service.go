@@ -117,7 +117,7 @@ func clientOf(ctx context.Context) (string, error) {
 	md, _ := metadata.FromIncomingContext(ctx)
 	ids := md.Get("client-id")
 	if len(ids) == 0 {
-		return "anonymous-" + rand.Text()[:10], nil
+		return "anon-" + rand.Text()[:8], nil
 	}
 	id := ids[0]
 	if len(ids) > 1 || id == "" || len(id) > 128 {

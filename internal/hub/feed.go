@@ -149,7 +149,7 @@ func (f *Feed) Take(c *Cursor, lim Limits, w *Waiter, r *Run) error {
 
 // takeLocked takes from the window, which holds the element at r.Next.
 func (f *Feed) takeLocked(lim Limits, r *Run) {
-	for i := f.w.segment(r.Next); i < len(f.w.segs) && len(r.Slices) < lim.Slices && r.Bytes < lim.Bytes && lim.Events > 0; i++ {
+	for i := f.w.segment(r.Next); i < len(f.w.segs) && len(r.Slices) < lim.Slices && (r.Events == 0 || r.Bytes < lim.Bytes) && lim.Events > 0; i++ {
 		s := f.w.segs[i]
 		from := int(r.Next - s.first)
 		room := lim.Bytes - r.Bytes
