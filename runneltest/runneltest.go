@@ -24,9 +24,10 @@ func Start(t testing.TB) *runnel.Client {
 
 // Server is a server that belongs to a test.
 type Server struct {
-	t    testing.TB
-	cfg  server.Config
-	Addr string // of gRPC
+	t         testing.TB
+	cfg       server.Config
+	Addr      string // of gRPC
+	AdminAddr string // of metrics and health checks; empty if the configuration has no admin listener
 
 	mu   sync.Mutex
 	stop context.CancelFunc
@@ -72,6 +73,9 @@ func (s *Server) Start() {
 	}
 	s.Addr = one.Addr().String()
 	s.cfg.Listen = s.Addr
+	if a := one.AdminAddr(); a != nil {
+		s.AdminAddr = a.String()
+	}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	var group sync.WaitGroup

@@ -64,6 +64,11 @@ func New(cfg Config) (*Server, error) {
 	}
 	s := &Server{cfg: cfg, listener: cfg.Listener, metrics: admin.NewMetrics(), health: health.NewServer()}
 	s.budget = budget.New(cfg.Limits.MemoryBytes)
+	var kinds []string
+	for _, k := range budget.Kinds() {
+		kinds = append(kinds, k.String())
+	}
+	s.metrics.Memory(s.budget.Limit(), kinds, func(kind int) int64 { return s.budget.Used(budget.Kind(kind)) })
 	if s.listener == nil {
 		if s.listener, err = listen(cfg.Listen, "--listen"); err != nil {
 			return nil, err
@@ -172,6 +177,7 @@ func (s *Server) Run(ctx context.Context) error {
 	parts, stop := context.WithCancel(context.Background())
 	var background errgroup.Group
 	background.Go(func() error { replayer.Run(parts, 2*runtime.GOMAXPROCS(0)); return nil })
+	background.Go(func() error { api.Run(parts); return nil })
 	if s.admin != nil {
 		background.Go(func() error { return admin.Serve(parts, s.admin, s.metrics, s.ready) })
 	}
@@ -205,6 +211,7 @@ func (s *Server) grpcServer() *grpc.Server {
 		grpc.MaxRecvMsgSize(s.cfg.Limits.MaxPayloadBytes+requestExtra),
 		grpc.ConnectionTimeout(10*time.Second),
 		grpc.WaitForHandlers(true),
+		grpc.WriteBufferSize(grpcapi.WriteBuffer),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 30 * time.Second, Timeout: 10 * time.Second}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),
 		grpc.StreamInterceptor(s.countStreams),

@@ -39,6 +39,19 @@ func NewMetrics() *Metrics {
 	return m
 }
 
+// Memory shows what is held for clients, by kind, and how much may be.
+func (m *Metrics) Memory(limit int64, kinds []string, used func(kind int) int64) {
+	const name = "runnel_memory_used_bytes"
+	for i, kind := range kinds {
+		m.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: name, Help: "Memory held for clients, by what it is held for.", ConstLabels: prometheus.Labels{"kind": kind},
+		}, func() float64 { return float64(used(i)) }))
+	}
+	m.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "runnel_memory_limit_bytes", Help: "Memory that may be held for clients (limits.memory_bytes).",
+	}, func() float64 { return float64(limit) }))
+}
+
 // Serve answers on l until ctx ends. ready says whether the server takes work; its error is shown.
 func Serve(ctx context.Context, l net.Listener, m *Metrics, ready func() error) error {
 	mux := http.NewServeMux()

@@ -25,13 +25,19 @@ func (s *Service) ReadHistory(r *runnelv1.ReadHistoryRequest, g runnelv1.StreamS
 		return s.fail(budget.ErrExhausted)
 	}
 	defer s.cfg.Budget.Give(budget.Sessions, historyCost)
-	conn, w := connectionOf(ctx), newWriter(g)
+	freed := make(chan struct{}, 1)
+	conn, w := connectionOf(ctx), newWriter(g, func() {
+		select {
+		case freed <- struct{}{}:
+		default:
+		}
+	})
 	if conn != nil {
 		conn.streams.Add(1)
 		defer s.graves.bury(conn, w)
 		defer conn.streams.Add(-1)
 	}
-	return s.fail(s.readHistory(ctx, h, w))
+	return s.fail((&reader{s, h, w, freed}).run(ctx))
 }
 
 const (
@@ -41,11 +47,20 @@ const (
 	historyPage = 64 << 10
 )
 
-func (s *Service) readHistory(ctx context.Context, h *broker.History, w *writer) error {
+// reader is one ReadHistory call, which writes for itself: it waits for pages anyhow.
+type reader struct {
+	s     *Service
+	h     *broker.History
+	w     *writer
+	freed chan struct{} // receives when w is no longer full
+}
+
+func (r *reader) run(ctx context.Context) error {
+	s, h := r.s, r.h
 	begin := &runnelv1.Control{Control: &runnelv1.Control_Subscribed{Subscribed: &runnelv1.Subscribed{
 		Position: &runnelv1.Position{Epoch: h.Epoch, Offset: h.Start},
 	}}}
-	if err := s.putControl(ctx, h, w, begin); err != nil {
+	if err := r.control(ctx, begin); err != nil {
 		return err
 	}
 	for {
@@ -64,53 +79,54 @@ func (s *Service) readHistory(ctx context.Context, h *broker.History, w *writer)
 			p := newParcel()
 			p.frame.Add(wire.AppendDeliveryHeader(nil, 0, n), nil)
 			p.frame.Add(c.Elements, s.cfg.Budget.ForcedBlock(budget.Pages, int64(n)))
-			if err := s.put(ctx, h, w, p); err != nil {
+			if err := r.put(ctx, p); err != nil {
 				return err
 			}
 		}
 		if c.Gap != nil {
-			if err := s.putControl(ctx, h, w, &runnelv1.Control{Control: &runnelv1.Control_Notice{Notice: c.Gap}}); err != nil {
+			if err := r.control(ctx, &runnelv1.Control{Control: &runnelv1.Control_Notice{Notice: c.Gap}}); err != nil {
 				return err
 			}
 		}
 	}
-	return s.putControl(ctx, h, w, &runnelv1.Control{Control: &runnelv1.Control_Bookmark{
+	return r.control(ctx, &runnelv1.Control{Control: &runnelv1.Control_Bookmark{
 		Bookmark: &runnelv1.Bookmark{Position: h.Position()},
 	}})
 }
 
-func (s *Service) putControl(ctx context.Context, h *broker.History, w *writer, c *runnelv1.Control) error {
+func (r *reader) control(ctx context.Context, c *runnelv1.Control) error {
 	b, err := proto.Marshal(&runnelv1.StreamResponse{Controls: []*runnelv1.Control{c}})
 	if err != nil {
 		return err
 	}
 	p := newParcel()
 	p.frame.Add(b, nil)
-	return s.put(ctx, h, w, p)
+	return r.put(ctx, p)
 }
 
 // put sends a parcel when the reader has room.
-func (s *Service) put(ctx context.Context, h *broker.History, w *writer, p *parcel) error {
-	if w.full() {
-		if err := s.awaitRoom(ctx, h, w); err != nil {
+func (r *reader) put(ctx context.Context, p *parcel) error {
+	if r.w.full() {
+		if err := r.awaitRoom(ctx); err != nil {
 			p.free()
 			return err
 		}
 	}
-	return w.send(p)
+	return r.w.send(p)
 }
 
-func (s *Service) awaitRoom(ctx context.Context, h *broker.History, w *writer) error {
-	timeout := time.NewTimer(s.cfg.SendTimeout)
+func (r *reader) awaitRoom(ctx context.Context) error {
+	limit := r.s.cfg.SendTimeout
+	timeout := time.NewTimer(limit)
 	defer timeout.Stop()
-	for w.full() {
+	for r.w.full() {
 		select {
-		case <-w.freed:
+		case <-r.freed:
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-timeout.C:
-			at := h.Position()
-			return &session.SlowConsumerError{Epoch: at.GetEpoch(), Offset: at.GetOffset(), Reason: "the client has taken nothing for " + s.cfg.SendTimeout.String()}
+			at := r.h.Position()
+			return &session.SlowConsumerError{Epoch: at.GetEpoch(), Offset: at.GetOffset(), Reason: "the client has taken nothing for " + limit.String()}
 		}
 	}
 	return nil

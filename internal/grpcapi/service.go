@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"runtime"
 	"sync"
 	"time"
 
@@ -38,6 +39,7 @@ type Service struct {
 	replayer *session.Replayer
 	cfg      Config
 	graves   graves
+	pump     *pump
 	// Receivers end when grpc-go has ended their stream, which is after the handler has returned.
 	receivers sync.WaitGroup
 
@@ -48,8 +50,11 @@ type Service struct {
 
 // New returns a Service. Close must be called after the grpc server has stopped.
 func New(b *broker.Broker, r *session.Replayer, cfg Config) *Service {
-	return &Service{broker: b, replayer: r, cfg: cfg, sessions: map[*session.Session]struct{}{}}
+	return &Service{broker: b, replayer: r, cfg: cfg, pump: newPump(), sessions: map[*session.Session]struct{}{}}
 }
+
+// Run writes what streams have to send, until ctx ends. Streams live no longer.
+func (s *Service) Run(ctx context.Context) { s.pump.run(ctx, runtime.GOMAXPROCS(0)) }
 
 // Close waits for what the streams have left behind.
 func (s *Service) Close() {
@@ -79,10 +84,10 @@ func (s *Service) Drain(ctx context.Context, spread time.Duration) {
 	}
 }
 
-func (s *Service) open(interactive bool) (*session.Session, error) {
+func (s *Service) open(interactive bool, wake func()) (*session.Session, error) {
 	cfg := session.Config{
 		MaxSubscriptions: int(s.broker.Limits().GetMaxSubscriptions()), Heartbeat: s.cfg.Heartbeat, SendTimeout: s.cfg.SendTimeout, Replayer: s.replayer,
-		Budget: s.cfg.Budget,
+		Budget: s.cfg.Budget, Wake: wake,
 	}
 	if interactive {
 		cfg.Silence = s.cfg.Silence
@@ -112,7 +117,7 @@ func clientOf(ctx context.Context) (string, error) {
 	md, _ := metadata.FromIncomingContext(ctx)
 	ids := md.Get("client-id")
 	if len(ids) == 0 {
-		return "anonymous-" + rand.Text()[:10], nil
+		return "anon-" + rand.Text()[:8], nil
 	}
 	id := ids[0]
 	if len(ids) > 1 || id == "" || len(id) > 128 {

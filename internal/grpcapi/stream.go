@@ -17,58 +17,12 @@ import (
 
 var errEOF = io.EOF
 
-// maxFrame is the size of a message with more than one event in it.
-const maxFrame = 64 << 10
-
-// serve is the loop of a stream's writer, in the handler's goroutine: it returns why the session is over.
-func (s *Service) serve(ctx context.Context, one *session.Session, w *writer) error {
-	blocked := false
-	for {
-		if w.full() {
-			if err := one.Err(); err != nil {
-				return err
-			}
-			blocked = true
-			one.Blocked(true)
-			select {
-			case <-w.freed:
-			case <-one.Ready():
-			case <-ctx.Done():
-				return ctx.Err()
-			}
-			continue
-		}
-		if blocked {
-			blocked = false
-			one.Blocked(false)
-		}
-		p := newParcel()
-		if err := one.Next(&p.frame, maxFrame); err != nil {
-			p.free()
-			return err
-		}
-		if p.frame.Bytes > 0 {
-			if err := w.send(p); err != nil {
-				return err
-			}
-			one.Sent()
-			continue
-		}
-		p.free()
-		select {
-		case <-one.Ready():
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-	}
-}
-
 // stream is one Subscribe or EstablishStream call.
 type stream struct {
 	s      *Service
 	one    *session.Session
 	client string
-	w      *writer
+	out    *outlet
 	conn   *connection
 }
 
@@ -78,11 +32,13 @@ func (s *Service) begin(g grpc.ServerStream, interactive bool) (*stream, error) 
 	if err != nil {
 		return nil, err
 	}
-	one, err := s.open(interactive)
-	if err != nil {
+	out := &outlet{pump: s.pump, over: make(chan error, 1)}
+	out.w = newWriter(g, out.wake)
+	if out.one, err = s.open(interactive, out.wake); err != nil {
 		return nil, err
 	}
-	st := &stream{s: s, one: one, client: client, w: newWriter(g), conn: connectionOf(ctx)}
+	one := out.one
+	st := &stream{s: s, one: one, client: client, out: out, conn: connectionOf(ctx)}
 	if st.conn != nil {
 		st.conn.streams.Add(1)
 	}
@@ -100,7 +56,7 @@ func (st *stream) end() {
 	st.s.leave(st.one)
 	if st.conn != nil {
 		st.conn.streams.Add(-1)
-		st.s.graves.bury(st.conn, st.w)
+		st.s.graves.bury(st.conn, st.out.w)
 	}
 }
 
@@ -122,7 +78,7 @@ func (s *Service) Subscribe(r *runnelv1.SubscribeRequest, g runnelv1.StreamServi
 			return s.fail(err)
 		}
 	}
-	return s.fail(s.serve(g.Context(), st.one, st.w))
+	return s.fail(st.out.wait(g.Context()))
 }
 
 // EstablishStream implements runnelv1.StreamServiceServer.
@@ -148,7 +104,7 @@ func (s *Service) EstablishStream(g runnelv1.StreamService_EstablishStreamServer
 		}
 		st.one.End(err)
 	})
-	err = s.serve(ctx, st.one, st.w)
+	err = st.out.wait(ctx)
 	if errors.Is(err, session.ErrFinished) {
 		return nil
 	}

@@ -48,14 +48,14 @@ const frameHeader = 5
 type writer struct {
 	stream      grpc.ServerStream
 	outstanding atomic.Int64
-	freed       chan struct{} // receives when something has left
+	freed       func() // called when it is no longer full; must not block
 
 	mu      sync.Mutex
 	parcels []*parcel // with grpc-go
 }
 
-func newWriter(stream grpc.ServerStream) *writer {
-	return &writer{stream: stream, freed: make(chan struct{}, 1)}
+func newWriter(stream grpc.ServerStream, freed func()) *writer {
+	return &writer{stream: stream, freed: freed}
 }
 
 func (w *writer) full() bool { return w.outstanding.Load() >= quota }
@@ -117,11 +117,10 @@ func (p *parcel) Put(*[]byte) {
 	if at == 0 {
 		return // abandoned
 	}
-	w.outstanding.Add(-int64(p.size))
+	size := int64(p.size)
 	p.free()
-	select {
-	case w.freed <- struct{}{}:
-	default:
+	if left := w.outstanding.Add(-size); left < quota && left+size >= quota {
+		w.freed()
 	}
 }
 

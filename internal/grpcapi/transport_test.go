@@ -22,7 +22,7 @@ type filler struct {
 
 func (f *filler) Subscribe(_ *runnelv1.SubscribeRequest, g runnelv1.StreamService_SubscribeServer) error {
 	defer close(f.ended)
-	w := newWriter(g)
+	w := newWriter(g, func() {})
 	event := wire.AppendElement(nil, make([]byte, 0))
 	for len(event) < 3000 {
 		event = append(event, wire.AppendElement(nil, nil)...)

@@ -128,7 +128,7 @@ func (f *Feed) leaveLocked(c *Cursor) {
 // Move places the cursor behind a run of at least one element: at its Next.
 func (c *Cursor) Move(next uint64) { c.next = next }
 
-// Take cuts the next elements from the cursor on and adds them to r. If there are none, w is armed. An error means that the feed
+// Take cuts the next elements from the cursor on and adds them to r. If it takes all there are, w is armed. An error means that the feed
 // is over: its log was reopened or closed.
 func (f *Feed) Take(c *Cursor, lim Limits, w *Waiter, r *Run) error {
 	f.mu.Lock()
@@ -141,12 +141,15 @@ func (f *Feed) Take(c *Cursor, lim Limits, w *Waiter, r *Run) error {
 		return nil
 	}
 	f.takeLocked(lim, r)
+	if r.Next == r.Head {
+		f.armLocked(w)
+	}
 	return nil
 }
 
 // takeLocked takes from the window, which holds the element at r.Next.
 func (f *Feed) takeLocked(lim Limits, r *Run) {
-	for i := f.w.segment(r.Next); i < len(f.w.segs) && len(r.Slices) < lim.Slices && r.Bytes < lim.Bytes && lim.Events > 0; i++ {
+	for i := f.w.segment(r.Next); i < len(f.w.segs) && len(r.Slices) < lim.Slices && (r.Events == 0 || r.Bytes < lim.Bytes) && lim.Events > 0; i++ {
 		s := f.w.segs[i]
 		from := int(r.Next - s.first)
 		room := lim.Bytes - r.Bytes
@@ -201,6 +204,9 @@ func (f *Feed) TakeLatest(c *Cursor, lim Limits, w *Waiter, r *Run) error {
 	default:
 		r.Lost = true
 	}
+	if r.Next == r.Head {
+		f.armLocked(w)
+	}
 	return nil
 }
 
@@ -213,14 +219,18 @@ func (f *Feed) readyLocked(c *Cursor, w *Waiter, r *Run) (bool, error) {
 		r.Lost, r.Damaged = true, true
 		return false, nil
 	case c.ahead != 0 || c.next == f.w.next:
-		if w.at == 0 {
-			f.waiters = append(f.waiters, w)
-			w.at = len(f.waiters)
-		}
+		f.armLocked(w)
 		return false, nil
 	}
 	r.Next, r.Head = c.next, f.w.next
 	return true, nil
+}
+
+func (f *Feed) armLocked(w *Waiter) {
+	if w.at == 0 {
+		f.waiters = append(f.waiters, w)
+		w.at = len(f.waiters)
+	}
 }
 
 // Lag is how many elements lie between the cursor and the head of the feed, those that have left the window included, and the

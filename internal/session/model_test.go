@@ -221,7 +221,7 @@ func (m *model) subscribe() {
 	m.lastSub++
 	o.ID = m.lastSub
 	switch err := m.s.Subscribe(uint64(o.ID), o); {
-	case errors.Is(err, budget.ErrExhausted) || errors.Is(err, session.ErrEnded) && m.s.Err() != nil:
+	case errors.Is(err, budget.ErrExhausted) || m.s.Err() != nil:
 		o.Feed.Close(f.policy == conflate)
 	case err != nil:
 		m.t.Fatal(err)

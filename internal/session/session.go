@@ -18,7 +18,7 @@ import (
 	"github.com/runnelhq/runnel/internal/budget"
 )
 
-// Config is fixed for a session's life. All fields but Budget and Silence are required.
+// Config is fixed for a session's life. All fields but Budget, Silence and Wake are required.
 type Config struct {
 	MaxSubscriptions int
 	Heartbeat        time.Duration // send one after this long without sending
@@ -26,6 +26,8 @@ type Config struct {
 	SendTimeout      time.Duration // end a session whose transport takes nothing for this long
 	Replayer         *Replayer
 	Budget           *budget.Budget // the session and what it holds count against it
+	// Wake is called when Next may have a frame, or the session's end, in place of Ready. It must not block, nor call the session.
+	Wake func()
 }
 
 const (
@@ -143,10 +145,14 @@ func (s *Session) Err() error {
 	return s.err
 }
 
-// Ready receives when Next may have a frame, or the session's end.
+// Ready receives when Next may have a frame, or the session's end, where Config.Wake is not set.
 func (s *Session) Ready() <-chan struct{} { return s.ready }
 
 func (s *Session) wake() {
+	if s.cfg.Wake != nil {
+		s.cfg.Wake()
+		return
+	}
 	select {
 	case s.ready <- struct{}{}:
 	default:
@@ -250,8 +256,8 @@ func (s *Session) fillLocked(f *Frame, maxBytes int) {
 	}
 }
 
-// Sent says that the transport has taken the last frame.
-func (s *Session) Sent() {
+// Sent says that the transport has taken the last frame. It reports whether Next may have another already.
+func (s *Session) Sent() (more bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.sent = time.Now()
@@ -260,9 +266,11 @@ func (s *Session) Sent() {
 	}
 	clear(s.inflight)
 	s.inflight = s.inflight[:0]
-	if len(s.queue) > 0 || s.err != nil {
+	more = len(s.queue) > 0 || len(s.controls) > 0 || s.err != nil || s.finishing
+	if more && s.cfg.Wake == nil {
 		s.wake()
 	}
+	return more
 }
 
 // Blocked says that the transport takes nothing at present, or takes again. While it does not, and for long, overflow policies act.
@@ -280,13 +288,13 @@ func (s *Session) Blocked(blocked bool) {
 }
 
 // Subscribe adds a subscription. The answer to request is queued before its first event. On error the caller still owns
-// o.Feed; otherwise the session closes it.
+// o.Feed; otherwise the session closes it. A session that is over returns its reason.
 func (s *Session) Subscribe(request uint64, o Options) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	switch {
-	case s.err != nil || s.subs == nil:
-		return ErrEnded
+	case s.err != nil:
+		return s.err
 	case len(s.subs) >= s.cfg.MaxSubscriptions:
 		return ErrTooMany
 	case o.ID == 0:

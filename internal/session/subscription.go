@@ -238,6 +238,7 @@ func (sub *subscription) sent(m *move) {
 		sub.told = sub.seen
 		if sub.pace.sent(m.next); m.all {
 			sub.unhold()
+			return // the feed wakes it when there is more, or has already
 		}
 	} else {
 		sub.page.next = int(m.next)
