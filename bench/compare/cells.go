@@ -78,7 +78,7 @@ func (w *workload) runCells(ctx context.Context, s *system.System) (*load.Result
 	if err != nil {
 		return nil, err
 	}
-	n := (w.Subscribers + perProcess - 1) / perProcess
+	n := (w.Subscribers + w.PerProcess - 1) / w.PerProcess
 	cells := make([]*running, 0, n)
 	defer func() {
 		for _, c := range cells {

@@ -94,7 +94,7 @@ func (o *options) tasks() (list []task) {
 			l.subscribers = o.subscribers
 		}
 		for _, n := range l.subscribers {
-			w := workload{Scenario: s.name, Subscribers: n, Payload: o.payload, Warmup: o.warmup, Duration: o.duration}
+			w := workload{Scenario: s.name, Subscribers: n, Payload: o.payload, Warmup: o.warmup, Duration: o.duration, PerProcess: perProcess}
 			if s.acked {
 				w.Publishers = o.publishers
 			}

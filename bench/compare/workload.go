@@ -25,6 +25,7 @@ type workload struct {
 	Payload     int
 	Warmup      time.Duration
 	Duration    time.Duration
+	PerProcess  int // most subscribers of one server process
 
 	hold func() error // called when all are connected; nil: nothing to wait for
 }
@@ -65,7 +66,7 @@ type measurement struct {
 
 // run starts the system's server, loads it, measures and stops it.
 func (w *workload) run(ctx context.Context, s *system.System) (*load.Result, error) {
-	if w.Subscribers > perProcess {
+	if w.Subscribers > w.PerProcess {
 		return w.runCells(ctx, s)
 	}
 	return w.runHere(ctx, s)
@@ -123,11 +124,17 @@ func (w *workload) runHere(ctx context.Context, s *system.System) (*load.Result,
 	return res, err
 }
 
+// countsMemory is the least number of subscribers whose memory can be told from the server's own unrest.
+const countsMemory = 100
+
 // connect opens all subscriptions.
 func (m *measurement) connect(ctx context.Context) error {
-	before, err := m.server.Collected()
-	if err != nil {
-		return err
+	var before *float64
+	if m.Subscribers >= countsMemory {
+		var err error
+		if before, err = m.server.Collected(); err != nil {
+			return err
+		}
 	}
 	cpu, began := m.server.CPU(), time.Now()
 	topics := m.topics()
@@ -149,6 +156,9 @@ func (m *measurement) connect(ctx context.Context) error {
 	n := float64(m.Subscribers)
 	if d := load.Since(cpu, m.server.CPU()); d != nil {
 		m.res.ConnectCPU = *d / n * 1e6
+	}
+	if before == nil {
+		return nil
 	}
 	m.res.RSSBeforeGC = divided(load.Since(before, m.server.Steady()), n)
 	after, err := m.server.Collected()
@@ -211,7 +221,7 @@ func (m *measurement) load(ctx context.Context) error {
 		m.server.Stop()
 	}
 	stop()
-	if e := group.Wait(); e != nil && err == nil {
+	if e := group.Wait(); e != nil && (err == nil || errors.Is(err, errEnded)) {
 		err = fmt.Errorf("publishing: %w", e)
 	}
 	if err != nil {
@@ -246,6 +256,8 @@ func (m *measurement) phases(publishing context.Context) error {
 	return nil
 }
 
+var errEnded = errors.New("publishing has ended early")
+
 func (m *measurement) phase(publishing context.Context, d time.Duration) error {
 	select {
 	case <-time.After(d):
@@ -253,7 +265,7 @@ func (m *measurement) phase(publishing context.Context, d time.Duration) error {
 	case err := <-m.receiving:
 		return fmt.Errorf("receiving: %w", err)
 	case <-publishing.Done():
-		return errors.New("publishing has ended early")
+		return errEnded
 	}
 }
 

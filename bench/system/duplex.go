@@ -50,7 +50,7 @@ func newDuplex(ctx context.Context, address, method string, first []byte, encode
 		to.Ready() // there is nothing to subscribe to
 	}
 	d.group.Go(func() {
-		if err := receiveAll(d.stream, read, to); err != nil && ctx.Err() == nil {
+		if err := receiveAll(d.stream, read, to); ctx.Err() == nil {
 			fail(to, err)
 		}
 	})
@@ -64,6 +64,7 @@ func dialRaw(address string) (*grpc.ClientConn, error) {
 		grpc.WithStaticConnWindowSize(window), grpc.WithDefaultCallOptions(grpc.ForceCodecV2(rawCodec{})))
 }
 
+// receiveAll returns what has ended the stream.
 func receiveAll(stream grpc.ClientStream, read func(wire.Events, []byte) error, to wire.Events) error {
 	for {
 		var b []byte

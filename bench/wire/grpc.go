@@ -16,11 +16,10 @@ type GRPC struct {
 	message func(to Events, b []byte) error
 	headers bool // the response's headers say that the subscription stands
 
-	rest   pending
-	reply  []byte
-	header [9]byte // of the frame under way
-	msg    []byte  // of the message under way: prefix and what has come
-	owed   int     // bytes taken and not yet returned to the windows
+	rest  pending
+	reply []byte
+	msg   []byte // of the message under way: prefix and what has come
+	owed  int    // bytes taken and not yet returned to the windows
 }
 
 // NewGRPC returns a parser that hands each message to a function such as StreamResponse or Single. headers: the response's headers
