@@ -18,7 +18,7 @@ import (
 type room struct{ pkg, may, because string }
 
 var rooms = []room{
-	{".", "api/runnel/v1",
+	{".", "api/runnel/v1 internal/compress",
 		"who imports the SDK must not link the server, and the SDK must work against any server, so it knows only the wire contract"},
 	{"api/runnel/v1", "",
 		"generated code stands alone"},
@@ -36,6 +36,8 @@ var rooms = []room{
 		"one suite for every engine: it sees only the contract"},
 	{"internal/pebbleengine", "api/runnel/v1 internal/topic internal/wire internal/engine",
 		"an engine stores; it must not know who reads, or a reader could slow a publisher down"},
+	{"internal/compress", "",
+		"it gives gRPC its coders, at both ends"},
 	{"internal/budget", "",
 		"it counts bytes for whoever holds them"},
 	{"internal/hub", "api/runnel/v1 internal/budget internal/topic internal/wire internal/engine",
@@ -48,11 +50,11 @@ var rooms = []room{
 		"the edge decodes, calls the rules and encodes; around the rules, to the hub or an engine, there is no way"},
 	{"internal/admin", "",
 		"health and metrics are handed to it as values"},
-	{"server", "api/runnel/v1 internal/budget internal/topic internal/wire internal/engine internal/hub internal/session internal/broker internal/grpcapi internal/pebbleengine internal/admin",
+	{"server", "api/runnel/v1 internal/budget internal/compress internal/topic internal/wire internal/engine internal/hub internal/session internal/broker internal/grpcapi internal/pebbleengine internal/admin",
 		"it wires the parts; a command line or a configuration file is one way to call it, not something it needs"},
 	{"internal/config", "server internal/topic",
 		"it turns files, environment and flags into a server.Config, and starts nothing"},
-	{"internal/load", ". api/runnel/v1",
+	{"internal/load", ". api/runnel/v1 internal/compress",
 		"it measures any server from outside, so it knows only what clients know"},
 	{"internal/cli", ". api/runnel/v1 server internal/config internal/load internal/topic",
 		"the commands use the SDK like anybody else, so that what they can do, everybody can"},
@@ -75,7 +77,7 @@ type ban struct {
 var bans = []ban{
 	{never: "github.com/cockroachdb/pebble/v2/...", but: "internal/pebbleengine",
 		because: "one package knows how events are stored"},
-	{never: "google.golang.org/grpc/...", but: ". api/runnel/v1 internal/grpcapi internal/load server internal/cli runneltest e2e",
+	{never: "google.golang.org/grpc/...", but: ". api/runnel/v1 internal/compress internal/grpcapi internal/load server internal/cli runneltest e2e",
 		because: "the core knows no transport: only the edges and who wires them do"},
 	{never: "net/http/...", but: "internal/admin internal/cli e2e",
 		because: "the admin listener is the only HTTP there is"},
@@ -101,7 +103,7 @@ var bans = []ban{
 var sdkModules = []string{
 	"google.golang.org/grpc/...", "google.golang.org/protobuf/...", "google.golang.org/genproto/googleapis/rpc/...",
 	"golang.org/x/net/...", "golang.org/x/sys/...", "golang.org/x/text/...", "golang.org/x/sync/...",
-	"github.com/google/uuid",
+	"github.com/google/uuid", "github.com/klauspost/compress/...",
 }
 
 func TestForbiddenImports(t *testing.T) {
@@ -266,7 +268,7 @@ func TestImportCheckFindsViolations(t *testing.T) {
 	g.ours = append(g.ours, "internal/session")
 	found := slices.Concat(
 		g.checkRooms([]room{
-			{".", "api/runnel/v1", "A"}, {"api/runnel/v1", "", "B"}, {"internal/hub", "internal/topic", "C"},
+			{".", "api/runnel/v1 internal/compress", "A"}, {"api/runnel/v1", "", "B"}, {"internal/hub", "internal/topic", "C"},
 			{"internal/topic", "", "D"}, {"internal/broker", "", "E"}, {"internal/session", "", "F"},
 			{"internal/gone", "", "J"},
 		}),

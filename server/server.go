@@ -28,6 +28,7 @@ import (
 	"github.com/runnelhq/runnel/internal/admin"
 	"github.com/runnelhq/runnel/internal/broker"
 	"github.com/runnelhq/runnel/internal/budget"
+	_ "github.com/runnelhq/runnel/internal/compress" // clients may ask for it
 	"github.com/runnelhq/runnel/internal/engine"
 	"github.com/runnelhq/runnel/internal/grpcapi"
 	"github.com/runnelhq/runnel/internal/hub"

@@ -78,13 +78,27 @@ func (b *Budget) Take(k Kind, n int64) bool {
 	if b == nil {
 		return true
 	}
-	used, total := b.used[k].Add(n), b.total.Add(n)
-	if used <= b.Share(k) && total <= b.limit {
-		return true
+	if addBelow(&b.used[k], n, b.Share(k)) {
+		if addBelow(&b.total, n, b.limit) {
+			return true
+		}
+		b.used[k].Add(-n)
 	}
-	b.Give(k, n)
 	b.short.Store(time.Now().UnixNano())
 	return false
+}
+
+// addBelow adds n unless that would pass most.
+func addBelow(v *atomic.Int64, n, most int64) bool {
+	for {
+		old := v.Load()
+		if old+n > most {
+			return false
+		}
+		if v.CompareAndSwap(old, old+n) {
+			return true
+		}
+	}
 }
 
 // Force counts n bytes that are held whatever the limit says: small things that something counted has brought along.

@@ -67,6 +67,7 @@ func (a *app) bench() *cobra.Command {
 }
 
 func (flags *benchFlags) check(a *app, names []string, changed func(string) bool) error {
+	flags.Compression = a.compression
 	if err := flags.Check(changed); err != nil {
 		if strings.Contains(err.Error(), "no scenario") {
 			return usagef("%w; say one of %s", err, strings.Join(names, ", "))

@@ -22,11 +22,12 @@ const connectTimeout = 3 * time.Second
 
 // app is what the commands share.
 type app struct {
-	server string
-	token  string
-	in     io.Reader
-	out    io.Writer
-	err    io.Writer
+	server      string
+	token       string
+	compression string
+	in          io.Reader
+	out         io.Writer
+	err         io.Writer
 	// understood says that the command line was correct and the command itself has begun.
 	understood bool
 }
@@ -85,6 +86,7 @@ func (a *app) root() *cobra.Command {
 		server = "127.0.0.1:50051"
 	}
 	root.PersistentFlags().StringVar(&a.server, "server", server, "address of the server (RUNNEL_SERVER)")
+	root.PersistentFlags().StringVar(&a.compression, "compression", "", "compress what goes over the wire: gzip or zstd (default not)")
 	root.PersistentFlags().StringVar(&a.token, "token", os.Getenv("RUNNEL_TOKEN"), "bearer token (RUNNEL_TOKEN)")
 	root.PersistentFlags().Lookup("token").DefValue = "" // a help text must not show a secret
 	root.AddCommand(a.demo(), a.demoWorker(), a.serve(), a.pub(), a.sub(), a.history(), a.topics(), a.replay(), a.bench(), a.config(), a.version())
@@ -118,6 +120,9 @@ func (a *app) dial(opts ...runnel.Option) (*runnel.Client, error) {
 	opts = append(opts, runnel.WithConnectTimeout(connectTimeout))
 	if a.token != "" {
 		opts = append(opts, runnel.WithToken(a.token))
+	}
+	if a.compression != "" {
+		opts = append(opts, runnel.WithCompression(a.compression))
 	}
 	client, err := runnel.Dial(a.server, opts...)
 	if err != nil {

@@ -32,6 +32,10 @@ func (s *Service) ReadHistory(r *runnelv1.ReadHistoryRequest, g runnelv1.StreamS
 		default:
 		}
 	})
+	if compression(ctx) != "" {
+		s.receivers.Go(w.compresses())
+		defer w.close()
+	}
 	if conn != nil {
 		conn.streams.Add(1)
 		defer s.graves.bury(conn, w)

@@ -200,8 +200,13 @@ func (o *outlet) wait(ctx context.Context) error {
 	case <-ctx.Done():
 		err = ctx.Err()
 	}
+	o.stop()
+	return err
+}
+
+// stop returns once no worker is at it, and keeps them away.
+func (o *outlet) stop() {
 	o.mu.Lock()
 	o.stopped = true
 	o.mu.Unlock()
-	return err
 }

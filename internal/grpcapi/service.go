@@ -40,7 +40,7 @@ type Service struct {
 	cfg      Config
 	graves   graves
 	pump     *pump
-	// Receivers end when grpc-go has ended their stream, which is after the handler has returned.
+	// Receivers, and senders of streams that compress, end when grpc-go has ended their stream, which is after the handler has returned.
 	receivers sync.WaitGroup
 
 	mu       sync.Mutex
@@ -50,7 +50,7 @@ type Service struct {
 
 // New returns a Service. Close must be called after the grpc server has stopped.
 func New(b *broker.Broker, r *session.Replayer, cfg Config) *Service {
-	return &Service{broker: b, replayer: r, cfg: cfg, pump: newPump(), sessions: map[*session.Session]struct{}{}}
+	return &Service{broker: b, replayer: r, cfg: cfg, graves: graves{budget: cfg.Budget}, pump: newPump(), sessions: map[*session.Session]struct{}{}}
 }
 
 // Run writes what streams have to send, until ctx ends. Streams live no longer.

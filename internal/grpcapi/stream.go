@@ -39,6 +39,9 @@ func (s *Service) begin(g grpc.ServerStream, interactive bool) (*stream, error) 
 	}
 	one := out.one
 	st := &stream{s: s, one: one, client: client, out: out, conn: connectionOf(ctx)}
+	if compression(ctx) != "" {
+		s.receivers.Go(out.w.compresses())
+	}
 	if st.conn != nil {
 		st.conn.streams.Add(1)
 	}
@@ -51,8 +54,10 @@ func (s *Service) begin(g grpc.ServerStream, interactive bool) (*stream, error) 
 	return st, g.SendHeader(nil)
 }
 
-// end gives back the session and whatever a stuck client holds.
+// end gives back the session and whatever a stuck client holds. Nothing is sent any more.
 func (st *stream) end() {
+	st.out.stop()
+	st.out.w.close()
 	st.s.leave(st.one)
 	if st.conn != nil {
 		st.conn.streams.Add(-1)

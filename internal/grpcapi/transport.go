@@ -15,6 +15,7 @@ import (
 	"google.golang.org/grpc/mem"
 	"google.golang.org/grpc/peer"
 
+	"github.com/runnelhq/runnel/internal/budget"
 	"github.com/runnelhq/runnel/internal/session"
 )
 
@@ -50,12 +51,47 @@ type writer struct {
 	outstanding atomic.Int64
 	freed       func() // called when it is no longer full; must not block
 
+	box chan *parcel // of a stream that compresses; else nil
+
 	mu      sync.Mutex
 	parcels []*parcel // with grpc-go
 }
 
 func newWriter(stream grpc.ServerStream, freed func()) *writer {
 	return &writer{stream: stream, freed: freed}
+}
+
+// compresses makes the writer right for a stream that compresses: grpc-go copies a frame then, and gives it back before it has left, so
+// that a send can block. One at a time is therefore sent by a goroutine of the stream's own, which the caller starts with the function
+// returned; it ends with close, and with the stream. The writer is full as long as it sends.
+func (w *writer) compresses() (send func()) {
+	w.box = make(chan *parcel, 1)
+	return func() {
+		for p := range w.box {
+			size := int64(p.size)
+			// An error means that the stream has ended, which its handler learns from its context.
+			_ = w.stream.SendMsg(&p.data)
+			p.free()
+			w.outstanding.Add(-size)
+			w.freed()
+		}
+	}
+}
+
+// close ends the goroutine of a writer that compresses. Nothing may be sent any more.
+func (w *writer) close() {
+	if w.box != nil {
+		close(w.box)
+	}
+}
+
+// compression is the coding of what a stream sends; empty if it sends it as it is.
+func compression(ctx context.Context) string {
+	s, ok := grpc.ServerTransportStreamFromContext(ctx).(interface{ SendCompress() string })
+	if !ok || s.SendCompress() == encoding.Identity {
+		return ""
+	}
+	return s.SendCompress()
 }
 
 func (w *writer) full() bool { return w.outstanding.Load() >= quota }
@@ -89,6 +125,12 @@ func (w *writer) send(p *parcel) error {
 	p.w, p.size = w, p.frame.Bytes+frameHeader
 	for _, s := range p.frame.Slices {
 		p.data.data = append(p.data.data, mem.SliceBuffer(s))
+	}
+	if w.box != nil {
+		p.size = max(p.size, quota)
+		w.outstanding.Add(int64(p.size))
+		w.box <- p // there is room: the writer was not full
+		return nil
 	}
 	p.data.data = append(p.data.data, mem.NewBuffer(&receiptBytes, p))
 	w.outstanding.Add(int64(p.size))
@@ -186,12 +228,19 @@ func (c *connection) closed() bool {
 	return err != nil || raw.Control(func(uintptr) {}) != nil
 }
 
-// stuckGrace is how long a stream that has ended may hold what its client does not read.
-const stuckGrace = 5 * time.Second
+const (
+	// stuckGrace is how long a stream that has ended may hold what its client does not read.
+	stuckGrace = 5 * time.Second
+	// visitEvery is how often it is looked at.
+	visitEvery = time.Second
+)
 
-// graves looks after streams that have ended with bytes in grpc-go: it closes connections on which nothing lives but what a stuck
-// client does not read, which alone frees it, and gives back what died with its connection.
+// graves looks after streams that have ended with bytes in grpc-go, and gives back what died with its connection. Only closing the
+// connection frees what a stuck client does not read. That is done when nothing else lives on it, or when memory is short: the
+// client's other streams can resume, and nobody else is to suffer for it.
 type graves struct {
+	budget *budget.Budget
+
 	mu     sync.Mutex
 	timers map[*writer]*time.Timer
 	closed bool
@@ -210,10 +259,11 @@ func (g *graves) bury(c *connection, w *writer) {
 	case g.timers == nil:
 		g.timers = map[*writer]*time.Timer{}
 	}
-	g.timers[w] = time.AfterFunc(stuckGrace, func() { g.visit(c, w) })
+	ended := time.Now()
+	g.timers[w] = time.AfterFunc(visitEvery, func() { g.visit(c, w, ended) })
 }
 
-func (g *graves) visit(c *connection, w *writer) {
+func (g *graves) visit(c *connection, w *writer, ended time.Time) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.closed {
@@ -223,11 +273,11 @@ func (g *graves) visit(c *connection, w *writer) {
 	case w.outstanding.Load() == 0:
 	case c.closed():
 		w.abandon()
-	case c.streams.Load() == 0:
+	case c.streams.Load() == 0 && time.Since(ended) >= stuckGrace || g.budget.Short():
 		c.conn.Close() // the error would tell nobody anything
 		w.abandon()
-	default: // others live on the connection, and the client may still read
-		g.timers[w].Reset(stuckGrace)
+	default: // the client may still read
+		g.timers[w].Reset(visitEvery)
 		return
 	}
 	delete(g.timers, w)

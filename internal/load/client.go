@@ -19,10 +19,14 @@ import (
 )
 
 // dial opens a connection that costs the client little: windows that do not grow, messages that are not decoded.
-func dial(target string) (*grpc.ClientConn, error) {
-	return grpc.NewClient(target, grpc.WithTransportCredentials(insecure.NewCredentials()),
+func (o *Options) dial() (*grpc.ClientConn, error) {
+	calls := []grpc.CallOption{grpc.ForceCodecV2(rawCodec{}), grpc.MaxCallRecvMsgSize(16 << 20)}
+	if o.Compression != "" {
+		calls = append(calls, grpc.UseCompressor(o.Compression))
+	}
+	return grpc.NewClient(o.Target, grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithStaticStreamWindowSize(1<<20), grpc.WithStaticConnWindowSize(1<<20),
-		grpc.WithDefaultCallOptions(grpc.ForceCodecV2(rawCodec{}), grpc.MaxCallRecvMsgSize(16<<20)))
+		grpc.WithDefaultCallOptions(calls...))
 }
 
 func (o *Options) outgoing(ctx context.Context) context.Context {
@@ -42,7 +46,7 @@ func (e *UnreachableError) Error() string { return "cannot reach the server: " +
 
 // check says in one line what is wrong with the server, if it cannot be used: nobody there, or not a Runnel server.
 func (o *Options) check(ctx context.Context) error {
-	conn, err := dial(o.Target)
+	conn, err := o.dial()
 	if err != nil {
 		return fmt.Errorf("bad server address %q: %w", o.Target, err)
 	}
@@ -130,7 +134,7 @@ func (r *run) subscribeSDK(ctx context.Context, topic string, s *sink, ready fun
 	if r.earliest {
 		start = runnel.Earliest()
 	}
-	client, err := runnel.Dial(r.o.Target, runnel.WithToken(r.o.Token))
+	client, err := runnel.Dial(r.o.Target, runnel.WithToken(r.o.Token), runnel.WithCompression(r.o.Compression))
 	if err != nil {
 		return err
 	}

@@ -12,6 +12,8 @@ import (
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/status"
+
+	"github.com/runnelhq/runnel/internal/compress"
 )
 
 // Options say what load to make. Check fills in defaults.
@@ -31,6 +33,7 @@ type Options struct {
 	Events      int // replay: how many there are
 	Publishers  int // publish: how many wait for their own acknowledgement
 	SDK         bool
+	Compression string // gzip, zstd, or empty
 
 	Progress func(phase string, done float64) // called now and then; done in 0..1
 }
@@ -120,6 +123,9 @@ func (o *Options) Check(set func(flag string) bool) error {
 			return fmt.Errorf("--%s %s is not between %s and %s", c.flag, number(c.value), number(c.least), number(c.most))
 		}
 	}
+	if err := compress.Check(o.Compression); err != nil {
+		return err
+	}
 	switch {
 	case set("window") && o.Window == 0 || set("rate") && o.Rate == 0:
 		return errors.New("--window and --rate must be more than 0")
@@ -174,7 +180,7 @@ func Run(ctx context.Context, o Options) (*Result, error) {
 	if err != nil {
 		return nil, err
 	}
-	res.System, res.Scenario, res.Payload = "runnel", o.Scenario, o.Payload
+	res.System, res.Scenario, res.Payload, res.Compression = "runnel", o.Scenario, o.Payload, o.Compression
 	if o.SDK {
 		res.System = "runnel-sdk"
 	}
@@ -193,7 +199,7 @@ func (r *run) connections() (list []*grpc.ClientConn, closeAll func(), err error
 		n = r.o.Subscribers
 	}
 	for range n {
-		c, err := dial(r.o.Target)
+		c, err := r.o.dial()
 		if err != nil {
 			closeAll()
 			return nil, nil, err

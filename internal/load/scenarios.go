@@ -54,7 +54,7 @@ func (r *run) topics() []string {
 
 // flow publishes through warm-up and measurement.
 func (r *run) flow(ctx context.Context, topics []string, res *Result) error {
-	conn, err := dial(r.o.Target)
+	conn, err := r.o.dial()
 	if err != nil {
 		return err
 	}
@@ -139,7 +139,7 @@ func (r *run) publish(ctx context.Context) (*Result, error) {
 	publishing, stop := context.WithCancel(ctx)
 	defer stop()
 	group, publishing := errgroup.WithContext(publishing)
-	conn, err := dial(r.o.Target)
+	conn, err := r.o.dial()
 	if err != nil {
 		return nil, err
 	}
@@ -176,7 +176,7 @@ func (r *run) publish(ctx context.Context) (*Result, error) {
 // replay stores events, then has subscribers read them all. The percentiles are of the time that a subscriber took.
 func (r *run) replay(ctx context.Context) (*Result, error) {
 	res := &Result{Subscribers: r.o.Subscribers}
-	conn, err := dial(r.o.Target)
+	conn, err := r.o.dial()
 	if err != nil {
 		return nil, err
 	}
