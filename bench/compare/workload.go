@@ -9,38 +9,70 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/runnelhq/runnel/bench/pace"
 	"github.com/runnelhq/runnel/bench/receive"
 	"github.com/runnelhq/runnel/bench/system"
 	"github.com/runnelhq/runnel/internal/load"
 )
 
-// workload is one measurement of one system.
+// workload is one measurement of one system. It is sent to other processes as JSON.
 type workload struct {
-	scenario    string
-	subscribers int
-	window      int
-	rate        float64
-	payload     int
-	warmup      time.Duration
-	duration    time.Duration
+	Scenario    string
+	Subscribers int
+	Publishers  int // that wait for acknowledgements; then nobody subscribes
+	Window      int
+	Rate        float64
+	Payload     int
+	Warmup      time.Duration
+	Duration    time.Duration
+	PerProcess  int // most subscribers of one server process
+
+	hold func() error // called when all are connected; nil: nothing to wait for
 }
 
 // ownTopics says that each subscriber has a topic of its own.
-func (w *workload) ownTopics() bool { return w.scenario == "topics" || w.scenario == "connections" }
+func (w *workload) ownTopics() bool { return w.Scenario == "topics" || w.Scenario == "connections" }
+
+// perEvent is how many subscribers an event goes to.
+func (w *workload) perEvent() int {
+	if w.ownTopics() {
+		return 1
+	}
+	return w.Subscribers
+}
 
 func (w *workload) topics() []string {
 	if !w.ownTopics() {
 		return []string{"bench.fanout"}
 	}
-	list := make([]string, w.subscribers)
+	list := make([]string, w.Subscribers)
 	for i := range list {
 		list[i] = fmt.Sprintf("bench.t%d", i)
 	}
 	return list
 }
 
+// measurement is a workload under way.
+type measurement struct {
+	*workload
+	system    *system.System
+	server    *system.Server
+	r         *receive.Receiver
+	receiving chan error // what has ended receiving
+	stops     []func() error
+	duplex    system.Publisher // nil: whoever publishes has a connection of its own
+	res       *load.Result
+}
+
 // run starts the system's server, loads it, measures and stops it.
 func (w *workload) run(ctx context.Context, s *system.System) (*load.Result, error) {
+	if w.Subscribers > w.PerProcess {
+		return w.runCells(ctx, s)
+	}
+	return w.runHere(ctx, s)
+}
+
+func (w *workload) runHere(ctx context.Context, s *system.System) (*load.Result, error) {
 	dir, err := os.MkdirTemp("", "runnel-bench-data-")
 	if err != nil {
 		return nil, err
@@ -51,73 +83,129 @@ func (w *workload) run(ctx context.Context, s *system.System) (*load.Result, err
 		return nil, err
 	}
 	defer server.Stop()
-	res := &load.Result{System: s.Name, Scenario: w.scenario, Subscribers: w.subscribers, Window: w.window, Rate: w.rate, Payload: w.payload}
-	r, err := receive.New(w.subscribers)
+	res := &load.Result{System: s.Name, Scenario: w.Scenario, Subscribers: w.Subscribers, Publishers: w.Publishers, Window: w.Window, Rate: w.Rate, Payload: w.Payload}
+	if w.Publishers > 0 {
+		return res, w.acked(ctx, s, server, res)
+	}
+	r, err := receive.New(w.Subscribers)
 	if err != nil {
 		return nil, err
 	}
 	defer r.Close()
-	perEvent := w.subscribers
-	if w.ownTopics() {
-		perEvent = 1
-	}
-	if w.window > 0 {
-		size := w.window
-		if perEvent == 1 {
-			size *= w.subscribers
+	if w.Window > 0 {
+		size := w.Window
+		if w.ownTopics() {
+			size *= w.Subscribers
 		}
-		r.Window = load.NewWindow(size, perEvent)
+		r.Window = load.NewWindow(size, w.perEvent())
 	}
-	receiving := make(chan error, 1)
+	m := &measurement{workload: w, system: s, server: server, r: r, receiving: make(chan error, 1), res: res}
 	var group errgroup.Group
 	group.Go(func() error {
 		err := r.Run()
-		receiving <- err
+		m.receiving <- err
 		return err
 	})
-	err = w.connect(ctx, s, server, r, receiving, res)
-	if err == nil {
-		err = w.load(ctx, s, server, r, receiving, res, perEvent)
+	if err = m.connect(ctx); err == nil {
+		if w.hold != nil {
+			err = w.hold()
+		}
+		if err == nil {
+			err = m.load(ctx)
+		}
+	}
+	for _, stop := range m.stops {
+		err = errors.Join(err, stop())
 	}
 	r.Stop()
-	return res, errors.Join(err, group.Wait())
+	if received := group.Wait(); err == nil {
+		err = received
+	}
+	return res, err
 }
 
+// countsMemory is the least number of subscribers whose memory can be told from the server's own unrest.
+const countsMemory = 100
+
 // connect opens all subscriptions.
-func (w *workload) connect(ctx context.Context, s *system.System, server *system.Server, r *receive.Receiver, receiving <-chan error, res *load.Result) error {
-	before, cpu, began := server.Process.Settled(), server.Process.CPU(), time.Now()
-	topics := w.topics()
-	for i := range w.subscribers {
-		topic := topics[i%len(topics)]
-		if err := r.Add(server.Address, s.Hello(topic), s.Parser(topic)); err != nil {
-			return fmt.Errorf("%s: subscriber %d: %w", s.Name, i+1, err)
+func (m *measurement) connect(ctx context.Context) error {
+	var before *float64
+	if m.Subscribers >= countsMemory {
+		var err error
+		if before, err = m.server.Collected(); err != nil {
+			return err
+		}
+	}
+	cpu, began := m.server.CPU(), time.Now()
+	topics := m.topics()
+	for i := range m.Subscribers {
+		if err := m.subscribe(ctx, topics[i%len(topics)]); err != nil {
+			return fmt.Errorf("subscriber %d: %w", i+1, err)
 		}
 	}
 	select {
-	case <-r.AllReady():
-	case err := <-receiving:
-		return fmt.Errorf("%s: %w", s.Name, err)
+	case <-m.r.AllReady():
+	case err := <-m.receiving:
+		return fmt.Errorf("subscribing: %w", err)
 	case <-ctx.Done():
 		return ctx.Err()
 	case <-time.After(time.Minute):
-		return fmt.Errorf("%s: not all subscriptions stand after a minute", s.Name)
+		return errors.New("not all subscriptions stand after a minute")
 	}
-	res.Connect = time.Since(began).Seconds()
-	if d := load.Since(cpu, server.Process.CPU()); d != nil {
-		res.ConnectCPU = *d / float64(w.subscribers) * 1e6
+	m.res.Connect = time.Since(began).Seconds()
+	n := float64(m.Subscribers)
+	if d := load.Since(cpu, m.server.CPU()); d != nil {
+		m.res.ConnectCPU = *d / n * 1e6
 	}
-	if d := load.Since(before, server.Process.Settled()); d != nil {
-		v := *d / float64(w.subscribers)
-		res.RSSPerClient = &v
+	if before == nil {
+		return nil
 	}
-	return nil
+	m.res.RSSBeforeGC = divided(load.Since(before, m.server.Steady()), n)
+	after, err := m.server.Collected()
+	m.res.RSSPerClient = divided(load.Since(before, after), n)
+	return err
+}
+
+func divided(v *float64, n float64) *float64 {
+	if v == nil {
+		return nil
+	}
+	d := *v / n
+	return &d
+}
+
+// subscribe opens one.
+func (m *measurement) subscribe(ctx context.Context, topic string) error {
+	// Reading the clock costs less than a tenth of what the cheapest client costs per event, but more than nothing.
+	const sample, each = 16, 1
+	switch s := m.system; {
+	case s.Duplex != nil && m.Scenario == "echo":
+		p, err := s.Duplex(ctx, m.server.Address, topic, m.r.Sink(each))
+		m.duplex = p
+		return err
+	case s.Client != nil:
+		every := sample
+		if m.Window == 0 {
+			every = each
+		}
+		stop, err := s.Client(ctx, m.server.Address, topic, m.r.Sink(every))
+		if err == nil {
+			m.stops = append(m.stops, stop)
+		}
+		return err
+	default:
+		return m.r.Add(m.server.Address, s.Hello(topic), s.Parser(topic))
+	}
 }
 
 // load publishes through warm-up and measurement, then waits for what is on its way.
-func (w *workload) load(ctx context.Context, s *system.System, server *system.Server, r *receive.Receiver, receiving <-chan error, res *load.Result, perEvent int) error {
-	p, err := s.Publisher(ctx, server.Address)
-	if err != nil {
-		return fmt.Errorf("%s: publisher: %w", s.Name, err)
+func (m *measurement) load(ctx context.Context) error {
+	p := m.duplex
+	if p == nil {
+		var err error
+		if p, err = m.system.Publisher(ctx, m.server.Address); err != nil {
+			return fmt.Errorf("connecting the publisher: %w", err)
+		}
 	}
 	published := int64(0)
 	publishing, stop := context.WithCancel(ctx)
@@ -125,53 +213,73 @@ func (w *workload) load(ctx context.Context, s *system.System, server *system.Se
 	var group errgroup.Group
 	group.Go(func() (err error) {
 		defer stop()
-		published, err = w.publish(publishing, p, r)
+		published, err = m.publish(publishing, p)
 		return err
 	})
-	phase := func(d time.Duration) error {
-		select {
-		case <-time.After(d):
-			return nil
-		case err := <-receiving:
-			return fmt.Errorf("%s: receiving: %w", s.Name, err)
-		case <-publishing.Done():
-			return errors.Join(ctx.Err(), errors.New(s.Name+": publishing has ended"))
-		}
-	}
-	err = phase(w.warmup)
-	if err == nil {
-		r.Delays.Reset()
-		began, n, cpu, own := time.Now(), r.Delivered.Load(), server.Process.CPU(), load.Self().CPU()
-		if err = phase(w.duration); err == nil {
-			n = r.Delivered.Load() - n
-			res.Seconds = time.Since(began).Seconds()
-			res.DeliveriesPerSecond = float64(n) / res.Seconds
-			res.ServerCPU = load.Per(load.Since(cpu, server.Process.CPU()), n)
-			res.ClientCPU = load.Per(load.Since(own, load.Self().CPU()), n)
-			r.Delays.Fill(res)
-		}
+	err := m.phases(publishing)
+	if ctx.Err() != nil || err != nil { // a publisher that a dead or stuck server holds up is let go by this alone
+		m.server.Stop()
 	}
 	stop()
-	err = errors.Join(group.Wait(), err)
-	if err == nil {
-		settle(r, published*int64(perEvent))
-		res.Noticed = r.Noticed.Load()
-		res.Lost = published*int64(perEvent) - r.Delivered.Load() - res.Noticed
+	if e := group.Wait(); e != nil && (err == nil || errors.Is(err, errEnded)) {
+		err = fmt.Errorf("publishing: %w", e)
 	}
-	return errors.Join(err, p.Close())
+	if err != nil {
+		p.Close() // it has failed already
+		return err
+	}
+	if err := m.settle(published * int64(m.perEvent())); err != nil {
+		return err
+	}
+	m.res.Noticed = m.r.Noticed.Load()
+	m.res.Lost = published*int64(m.perEvent()) - m.r.Delivered.Load() - m.res.Noticed
+	return p.Close()
+}
+
+// phases waits through warm-up and measurement.
+func (m *measurement) phases(publishing context.Context) error {
+	if err := m.phase(publishing, m.Warmup); err != nil {
+		return err
+	}
+	r := m.r
+	r.Delays.Reset()
+	began, n, cpu, own := time.Now(), r.Delivered.Load(), m.server.CPU(), system.CPU(os.Getpid())
+	if err := m.phase(publishing, m.Duration); err != nil {
+		return err
+	}
+	n = r.Delivered.Load() - n
+	m.res.Seconds = time.Since(began).Seconds()
+	m.res.DeliveriesPerSecond = float64(n) / m.res.Seconds
+	m.res.ServerCPU = load.Per(load.Since(cpu, m.server.CPU()), n)
+	m.res.ClientCPU = load.Per(load.Since(own, system.CPU(os.Getpid())), n)
+	r.Delays.Fill(m.res)
+	return nil
+}
+
+var errEnded = errors.New("publishing has ended early")
+
+func (m *measurement) phase(publishing context.Context, d time.Duration) error {
+	select {
+	case <-time.After(d):
+		return nil
+	case err := <-m.receiving:
+		return fmt.Errorf("receiving: %w", err)
+	case <-publishing.Done():
+		return errEnded
+	}
 }
 
 // publish sends events until ctx ends, and returns how many.
-func (w *workload) publish(ctx context.Context, p system.Publisher, r *receive.Receiver) (n int64, err error) {
-	topics, payload := w.topics(), make([]byte, w.payload)
+func (m *measurement) publish(ctx context.Context, p system.Publisher) (n int64, err error) {
+	topics, payload := m.topics(), make([]byte, m.Payload)
 	send := func(due time.Time) error {
 		receive.Stamp(payload, due)
 		err := p.Publish(topics[n%int64(len(topics))], payload)
 		n++
 		return err
 	}
-	if r.Window == nil {
-		pacer := load.NewPacer(w.rate)
+	if m.r.Window == nil {
+		pacer := pace.New(m.Rate)
 		for {
 			due, err := pacer.Next(ctx)
 			if err != nil {
@@ -183,7 +291,7 @@ func (w *workload) publish(ctx context.Context, p system.Publisher, r *receive.R
 		}
 	}
 	for {
-		room, err := r.Window.Room(ctx, 256)
+		room, err := m.r.Window.Room(ctx, 256)
 		if err != nil {
 			return n, nil
 		}
@@ -199,17 +307,21 @@ func (w *workload) publish(ctx context.Context, p system.Publisher, r *receive.R
 }
 
 // settle waits until everything has come, as long as something comes.
-func settle(r *receive.Receiver, want int64) {
+func (m *measurement) settle(want int64) error {
 	const patience = 3 * time.Second
 	last, since := int64(-1), time.Now()
 	for {
-		got := r.Delivered.Load() + r.Noticed.Load()
+		got := m.r.Delivered.Load() + m.r.Noticed.Load()
 		if got != last {
 			last, since = got, time.Now()
 		}
 		if got >= want || time.Since(since) > patience {
-			return
+			return nil
 		}
-		time.Sleep(10 * time.Millisecond)
+		select {
+		case err := <-m.receiving:
+			return fmt.Errorf("receiving: %w", err)
+		case <-time.After(10 * time.Millisecond):
+		}
 	}
 }

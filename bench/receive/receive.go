@@ -38,7 +38,11 @@ type Receiver struct {
 	Window    *load.Window // told of what is delivered; nil: nobody
 
 	workers [workers]*worker
+	shards  [sinkShards]*load.Shard // of sinks
 	added   int
+	sinks   int
+	stop    sync.Once
+	failed  atomic.Pointer[error]
 	ready   atomic.Int64
 	allIn   chan struct{} // closed when all are ready
 	all     int64
@@ -84,6 +88,9 @@ func New(connections int) (*Receiver, error) {
 			return nil, err
 		}
 		r.workers[i] = w
+	}
+	for i := range r.shards {
+		r.shards[i] = r.Delays.Shard()
 	}
 	return r, nil
 }
@@ -136,24 +143,34 @@ func take(c *net.TCPConn) (fd int, err error) {
 // AllReady is closed once every connection's subscription stands.
 func (r *Receiver) AllReady() <-chan struct{} { return r.allIn }
 
-// Run receives until Stop; an error is what a connection has met first.
+// Run receives until Stop, or until a connection fails: then the error says how.
 func (r *Receiver) Run() error {
 	var g errgroup.Group
 	for _, w := range r.workers {
-		g.Go(w.run)
+		g.Go(func() error {
+			defer r.Stop()
+			return w.run()
+		})
 	}
-	return g.Wait()
+	err := g.Wait()
+	if failed := r.failed.Load(); failed != nil {
+		err = errors.Join(*failed, err)
+	}
+	return err
 }
 
-// Stop ends Run.
+// Stop ends Run. It may be called more than once.
 func (r *Receiver) Stop() {
-	for _, w := range r.workers {
-		unix.Close(w.stop[1]) // readable as end of file
-	}
+	r.stop.Do(func() {
+		for _, w := range r.workers {
+			unix.Close(w.stop[1]) // readable as end of file
+		}
+	})
 }
 
 // Close closes the connections, after Run has returned.
 func (r *Receiver) Close() {
+	r.Stop()
 	for _, w := range r.workers {
 		for _, c := range w.conns {
 			unix.Close(c.fd)
@@ -226,9 +243,13 @@ func (c *conn) read(buf []byte) error {
 func (c *conn) Ready() {
 	if !c.ready {
 		c.ready = true
-		if c.w.r.ready.Add(1) == c.w.r.all {
-			close(c.w.r.allIn)
-		}
+		c.w.r.oneReady()
+	}
+}
+
+func (r *Receiver) oneReady() {
+	if r.ready.Add(1) == r.all {
+		close(r.allIn)
 	}
 }
 

@@ -31,16 +31,18 @@ func nats() *System {
 	}
 }
 
-// jetStream stores events on disk first, and has a consumer for each subscriber, which reads the stream. The publisher has many on
-// their way, each acknowledged.
-func jetStream() *System {
+// jetStream stores events in files first, and has a consumer for each subscriber, which reads the stream. The publisher has many on
+// their way, each acknowledged. As it comes, JetStream forces files to disk every two minutes; sync makes it do so before each
+// acknowledgement.
+func jetStream(name, help string) *System {
 	s := nats()
-	s.Name, s.Help, s.start = "jetstream", "NATS JetStream, file storage, one push consumer per subscriber", own("jetstream")
+	s.Name, s.Help, s.start = name, help, own(name)
 	s.Hello = jetStreamSubscribe
 	s.Parser = func(string) func(wire.Events) wire.Parser {
 		return func(e wire.Events) wire.Parser { return wire.NewJetStream(e) }
 	}
 	s.Publisher = func(ctx context.Context, address string) (Publisher, error) { return newJetStreamPublisher(address) }
+	s.Acked = jetStreamAcked
 	return s
 }
 
@@ -54,7 +56,7 @@ func jetStreamSubscribe(topic string) []byte {
 		"SUB d.%d 1\r\nSUB i.%d 2\r\nPUB $JS.API.CONSUMER.CREATE.bench i.%d %d\r\n%s\r\n", n, n, n, len(request), request)
 }
 
-func natsServer(jetStream bool) func(context.Context) (string, func() error, error) {
+func natsServer(jetStream, sync bool) func(context.Context) (string, func() error, error) {
 	return func(ctx context.Context) (string, func() error, error) {
 		o := &server.Options{Host: "127.0.0.1", Port: server.RANDOM_PORT, NoSigs: true, NoLog: true}
 		dir := ""
@@ -63,7 +65,7 @@ func natsServer(jetStream bool) func(context.Context) (string, func() error, err
 			if dir, err = os.MkdirTemp("", "runnel-bench-nats-"); err != nil {
 				return "", nil, err
 			}
-			o.JetStream, o.StoreDir = true, dir
+			o.JetStream, o.StoreDir, o.SyncAlways = true, dir, sync
 		}
 		s, err := server.NewServer(o)
 		if err != nil {
@@ -97,8 +99,9 @@ func addStream(s *server.Server) error {
 }
 
 func init() {
-	servers["nats"] = natsServer(false)
-	servers["jetstream"] = natsServer(true)
+	servers["nats"] = natsServer(false, false)
+	servers["jetstream"] = natsServer(true, false)
+	servers["jetstream-sync"] = natsServer(true, true)
 }
 
 // natsPublisher writes PUB lines.
@@ -150,6 +153,26 @@ func newJetStreamPublisher(address string) (Publisher, error) {
 		return nil, err
 	}
 	return &jetStreamPublisher{c, js}, nil
+}
+
+// jetStreamAcked publishes to a stream and waits for its acknowledgement, on one connection for all.
+func jetStreamAcked(_ context.Context, address string) (Acked, error) {
+	c, err := natsgo.Connect("nats://" + address)
+	if err != nil {
+		return Acked{}, err
+	}
+	js, err := c.JetStream()
+	if err != nil {
+		c.Close()
+		return Acked{}, err
+	}
+	return Acked{
+		Publish: func(ctx context.Context, topic string, payload []byte) error {
+			_, err := js.Publish(topic, payload, natsgo.Context(ctx))
+			return err
+		},
+		Close: func() error { c.Close(); return nil },
+	}, nil
 }
 
 // Publish implements Publisher.

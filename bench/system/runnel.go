@@ -2,6 +2,7 @@ package system
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -21,8 +22,8 @@ import (
 	"github.com/runnelhq/runnel/bench/wire"
 )
 
-// runnel is the real server, built from this tree, with one namespace that keeps what history says.
-func runnel(name, history string) *System {
+// runnelServer is the real server, built from this tree, with one namespace that keeps what history says.
+func runnelServer(name, history string) *System {
 	return &System{
 		Name: name, Help: "Runnel, history " + history,
 		start: func(dir string) (*exec.Cmd, error) {
@@ -39,11 +40,8 @@ func runnel(name, history string) *System {
 			return exec.Command(exe, "serve", "--config", cfg, "--listen", "127.0.0.1:0", "--admin", "off", "--data", filepath.Join(dir, "data")), nil
 		},
 		Hello: func(topic string) []byte {
-			b, err := proto.Marshal(&runnelv1.SubscribeRequest{Subscriptions: []*runnelv1.Subscription{{Pattern: topic}}})
-			if err != nil {
-				panic(err) // it has nothing that cannot be encoded
-			}
-			return wire.GRPCCall(runnelv1.StreamService_Subscribe_FullMethodName, b)
+			request := &runnelv1.SubscribeRequest{Subscriptions: []*runnelv1.Subscription{{Pattern: topic}}}
+			return wire.GRPCCall(runnelv1.StreamService_Subscribe_FullMethodName, encoded(request))
 		},
 		Parser: func(string) func(wire.Events) wire.Parser {
 			return func(e wire.Events) wire.Parser { return wire.NewGRPC(e, false, wire.StreamResponse) }
@@ -51,13 +49,28 @@ func runnel(name, history string) *System {
 		Publisher: func(ctx context.Context, address string) (Publisher, error) {
 			return newGRPCPublisher(ctx, address, &runnelv1.StreamService_ServiceDesc.Streams[0], runnelv1.StreamService_PublishStream_FullMethodName)
 		},
+		Acked: ackedCall(runnelv1.StreamService_Publish_FullMethodName),
 	}
+}
+
+// runnelSession is followed on bidirectional streams. In the scenario echo the same stream publishes.
+func runnelSession() *System {
+	s := runnelServer("runnel-session", "none")
+	s.Help = "Runnel on bidirectional streams"
+	s.Hello = func(topic string) []byte {
+		return wire.GRPCOpen(runnelv1.StreamService_EstablishStream_FullMethodName, sessionSubscribe(topic))
+	}
+	s.Duplex = func(ctx context.Context, address, topic string, to wire.Events) (Publisher, error) {
+		return newDuplex(ctx, address, runnelv1.StreamService_EstablishStream_FullMethodName, sessionSubscribe(topic), sessionPublish, wire.StreamResponse, to)
+	}
+	return s
 }
 
 var built struct {
 	sync.Once
-	exe string
-	err error
+	exe      string
+	borrowed bool
+	err      error
 }
 
 // build builds the server once.
@@ -75,8 +88,14 @@ func build() (string, error) {
 			built.err = fmt.Errorf("finding the server's source: %w; run this in the directory bench", err)
 			return
 		}
-		cmd := exec.Command("go", "build", "-o", built.exe, "./cmd/runnel")
-		cmd.Dir = strings.TrimSpace(string(root))
+		source := strings.TrimSpace(string(root))
+		overlay, err := withCollection(dir, source)
+		if err != nil {
+			built.err = err
+			return
+		}
+		cmd := exec.Command("go", "build", "-overlay", overlay, "-o", built.exe, "./cmd/runnel")
+		cmd.Dir = source
 		if out, err := cmd.CombinedOutput(); err != nil {
 			built.err = fmt.Errorf("building the server: %w: %s", err, out)
 		}
@@ -84,9 +103,25 @@ func build() (string, error) {
 	return built.exe, built.err
 }
 
+// withCollection writes a build overlay that adds collectSource to the server's main package, and returns its path.
+func withCollection(dir, source string) (string, error) {
+	added, overlay := filepath.Join(dir, "collect.go"), filepath.Join(dir, "overlay.json")
+	b, err := json.Marshal(map[string]map[string]string{"Replace": {filepath.Join(source, "cmd", "runnel", "collect.go"): added}})
+	if err != nil {
+		return "", err
+	}
+	return overlay, errors.Join(os.WriteFile(added, []byte(collectSource), 0o600), os.WriteFile(overlay, b, 0o600))
+}
+
+// Executable builds the server, once, and returns its path. Use makes another process of this program take that one.
+func Executable() (string, error) { return build() }
+
+// Use takes a server that was built already, which Cleanup leaves alone.
+func Use(exe string) { built.Do(func() { built.exe, built.borrowed = exe, true }) }
+
 // Cleanup removes what was built.
 func Cleanup() {
-	if built.exe != "" {
+	if built.exe != "" && !built.borrowed {
 		os.RemoveAll(filepath.Dir(built.exe))
 	}
 }
@@ -152,9 +187,12 @@ func (rawCodec) Marshal(v any) (mem.BufferSlice, error) {
 }
 
 func (rawCodec) Unmarshal(data mem.BufferSlice, v any) error {
-	m, ok := v.(proto.Message)
-	if !ok {
-		return errors.New("not a message")
+	switch v := v.(type) {
+	case *[]byte:
+		*v = data.Materialize()
+		return nil
+	case proto.Message:
+		return proto.Unmarshal(data.Materialize(), v)
 	}
-	return proto.Unmarshal(data.Materialize(), m)
+	return errors.New("not a message")
 }

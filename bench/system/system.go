@@ -22,13 +22,27 @@ type System struct {
 	Name string
 	Help string
 
-	// Args are of the server's command line, behind the program's own name.
+	// start prepares the command that serves, with its data in dir.
 	start func(dir string) (*exec.Cmd, error)
 	// Hello is what a subscriber of a topic writes first, and Parser what reads the rest.
 	Hello  func(topic string) []byte
 	Parser func(topic string) func(wire.Events) wire.Parser
 	// Publisher connects whoever publishes.
 	Publisher func(ctx context.Context, address string) (Publisher, error)
+
+	// Client, where there is one, is a full client of the system in this process, and takes the place of Hello and Parser. It tells what
+	// comes, from one goroutine, until the function it returns is called; ctx is not the way to end it.
+	Client func(ctx context.Context, address, topic string, to wire.Events) (stop func() error, err error)
+	// Duplex, where there is one, subscribes and publishes on one stream.
+	Duplex func(ctx context.Context, address, topic string, to wire.Events) (Publisher, error)
+	// Acked, where there is one, connects publishers that wait for each acknowledgement.
+	Acked func(ctx context.Context, address string) (Acked, error)
+}
+
+// Acked publishes an event and waits until it is acknowledged. Publish may be called by many goroutines at a time.
+type Acked struct {
+	Publish func(ctx context.Context, topic string, payload []byte) error
+	Close   func() error
 }
 
 // Publisher sends events. It belongs to one goroutine.
@@ -42,7 +56,12 @@ type Publisher interface {
 
 // All lists the systems.
 func All() []*System {
-	return []*System{runnel("runnel", "none"), runnel("runnel-memory", "memory"), runnel("runnel-disk", "disk"), textbook(), nats(), jetStream(), poll1(), pollAll(), tcp()}
+	return []*System{
+		runnelServer("runnel", "none"), runnelServer("runnel-memory", "memory"), runnelServer("runnel-os", "os"), runnelServer("runnel-disk", "disk"),
+		runnelSession(), textbook(), nats(), jetStream("jetstream", "NATS JetStream in files, forced to disk now and then"),
+		jetStream("jetstream-sync", "NATS JetStream in files, forced to disk before each acknowledgement"),
+		poll1(), pollAll(), tcp(), grpcEcho(), runnelSDK(), runnelGenerated(), natsSDK(), textbookSDK(),
+	}
 }
 
 // Find returns the system of that name.
@@ -78,6 +97,10 @@ func MaybeServe() {
 func serveUntilEOF(name string) error {
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
+	if servers[name] == nil {
+		return fmt.Errorf("there is no server %q", name)
+	}
+	defer collectOnSignal()()
 	address, wait, err := servers[name](ctx)
 	if err != nil {
 		return err

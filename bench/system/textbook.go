@@ -19,7 +19,9 @@ func textbook() *System {
 	return &System{
 		Name: "textbook", Help: "grpc-go, a channel per subscriber, stream.Send per event",
 		start: own("textbook"),
-		Hello: func(string) []byte { return wire.GRPCCall("/bench.Textbook/Subscribe", nil) },
+		Hello: func(topic string) []byte {
+			return wire.GRPCCall("/bench.Textbook/Subscribe", encoded(&runnelv1.Event{Topic: topic}))
+		},
 		Parser: func(string) func(wire.Events) wire.Parser {
 			return func(e wire.Events) wire.Parser { return wire.NewGRPC(e, true, wire.Single) }
 		},
@@ -34,7 +36,7 @@ const textbookQueue = 1024
 
 type textbookServer struct {
 	mu   sync.RWMutex
-	subs map[chan *runnelv1.Event]struct{}
+	subs map[string]map[chan *runnelv1.Event]struct{} // by topic
 }
 
 var textbookService = grpc.ServiceDesc{
@@ -50,16 +52,20 @@ var textbookService = grpc.ServiceDesc{
 }
 
 func (t *textbookServer) subscribe(stream grpc.ServerStream) error {
-	if err := stream.RecvMsg(new(runnelv1.Event)); err != nil {
+	request := new(runnelv1.Event)
+	if err := stream.RecvMsg(request); err != nil {
 		return err
 	}
 	ch := make(chan *runnelv1.Event, textbookQueue)
 	t.mu.Lock()
-	t.subs[ch] = struct{}{}
+	if t.subs[request.GetTopic()] == nil {
+		t.subs[request.GetTopic()] = map[chan *runnelv1.Event]struct{}{}
+	}
+	t.subs[request.GetTopic()][ch] = struct{}{}
 	t.mu.Unlock()
 	defer func() {
 		t.mu.Lock()
-		delete(t.subs, ch)
+		delete(t.subs[request.GetTopic()], ch)
 		t.mu.Unlock()
 	}()
 	if err := stream.SendHeader(nil); err != nil {
@@ -88,7 +94,7 @@ func (t *textbookServer) publish(stream grpc.ServerStream) error {
 		}
 		ev := &runnelv1.Event{Topic: r.GetTopic(), Payload: r.GetPayload()}
 		t.mu.RLock()
-		for ch := range t.subs {
+		for ch := range t.subs[ev.GetTopic()] {
 			ch <- ev
 		}
 		t.mu.RUnlock()
@@ -102,7 +108,7 @@ func init() {
 			return "", nil, err
 		}
 		s := grpc.NewServer()
-		s.RegisterService(&textbookService, &textbookServer{subs: map[chan *runnelv1.Event]struct{}{}})
+		s.RegisterService(&textbookService, &textbookServer{subs: map[string]map[chan *runnelv1.Event]struct{}{}})
 		context.AfterFunc(ctx, s.Stop)
 		return serveGRPC(l, s)
 	}

@@ -16,11 +16,10 @@ type GRPC struct {
 	message func(to Events, b []byte) error
 	headers bool // the response's headers say that the subscription stands
 
-	rest   pending
-	reply  []byte
-	header [9]byte // of the frame under way
-	msg    []byte  // of the message under way: prefix and what has come
-	owed   int     // bytes taken and not yet returned to the windows
+	rest  pending
+	reply []byte
+	msg   []byte // of the message under way: prefix and what has come
+	owed  int    // bytes taken and not yet returned to the windows
 }
 
 // NewGRPC returns a parser that hands each message to a function such as StreamResponse or Single. headers: the response's headers
@@ -49,7 +48,12 @@ const (
 )
 
 // GRPCCall is what a client writes to open a connection and make one call with one request message.
-func GRPCCall(method string, request []byte) []byte {
+func GRPCCall(method string, request []byte) []byte { return grpcCall(method, request, flagEndStream) }
+
+// GRPCOpen is GRPCCall for a call on which the client may say more: its side stays open.
+func GRPCOpen(method string, request []byte) []byte { return grpcCall(method, request, 0) }
+
+func grpcCall(method string, request []byte, flags byte) []byte {
 	var head bytes.Buffer
 	enc := hpack.NewEncoder(&head)
 	for _, f := range []hpack.HeaderField{
@@ -65,7 +69,7 @@ func GRPCCall(method string, request []byte) []byte {
 	b = appendWindowUpdate(b, 0, window-65535)
 	b = appendFrame(b, frameHeaders, flagEndHeaders, 1, head.Bytes())
 	data := binary.BigEndian.AppendUint32([]byte{0}, uint32(len(request)))
-	return appendFrame(b, frameData, flagEndStream, 1, append(data, request...))
+	return appendFrame(b, frameData, flags, 1, append(data, request...))
 }
 
 func appendFrame(b []byte, kind, flags byte, stream uint32, payload []byte) []byte {

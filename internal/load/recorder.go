@@ -57,7 +57,7 @@ func (r *Recorder) Reset() {
 	}
 }
 
-// Fill sets the result's percentiles, in milliseconds.
+// Fill sets the result's mean and percentiles, in milliseconds.
 func (r *Recorder) Fill(to *Result) {
 	all := hdrhistogram.New(lowest, highest, digits)
 	r.mu.Lock()
@@ -72,6 +72,8 @@ func (r *Recorder) Fill(to *Result) {
 	}
 	ms := func(us int64) *float64 { v := float64(us) / 1000; return &v }
 	to.P50, to.P99, to.Max = ms(all.ValueAtPercentile(50)), ms(all.ValueAtPercentile(99)), ms(all.Max())
+	mean := all.Mean() / 1000
+	to.Mean = &mean
 }
 
 // only forgets all shards but one.

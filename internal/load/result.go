@@ -27,12 +27,17 @@ type Result struct {
 	Lost                int64    `json:"lost"`                     // neither delivered nor accounted for by a notice
 
 	// What only some scenarios have.
-	Noticed     int64   `json:"noticed,omitempty"` // dropped, conflated or in gaps, as the server said
-	Connect     float64 `json:"connect_s,omitempty"`
-	Payload     int     `json:"payload_bytes,omitempty"`
-	Compression string  `json:"compression,omitempty"`
-	WireBytes   float64 `json:"wire_bytes_per_delivery,omitempty"`
-	Seconds     float64 `json:"seconds,omitempty"` // measured
+	Noticed    int64   `json:"noticed,omitempty"` // dropped, conflated or in gaps, as the server said
+	Connect    float64 `json:"connect_s,omitempty"`
+	Publishers int     `json:"publishers,omitempty"` // that each wait for an acknowledgement
+	Processes  int     `json:"processes,omitempty"`  // server processes, where there are several
+	// Mean delay; RSSPerClient before the server has collected its garbage.
+	Mean        *float64 `json:"mean_ms,omitempty"`
+	RSSBeforeGC *float64 `json:"rss_before_gc_bytes_per_client,omitempty"`
+	Payload     int      `json:"payload_bytes,omitempty"`
+	Compression string   `json:"compression,omitempty"`
+	WireBytes   float64  `json:"wire_bytes_per_delivery,omitempty"`
+	Seconds     float64  `json:"seconds,omitempty"` // measured
 }
 
 // Write writes the result as one line of JSON.
