@@ -35,6 +35,9 @@ fuzz: ## Search each fuzz target for FUZZTIME (30s) for inputs that break it
 bench: ## Every benchmark, or those that match BENCH
 	go test -run='^$$' -bench='$(BENCH)' -benchmem ./...
 
+accounting: ## 1,000 followers of mixed speed for 5 minutes, twice: every event is accounted for
+	RUNNEL_ACCOUNTING=5m RUNNEL_FOLLOWERS=1000 go test -count=1 -timeout=30m -v -run='^TestAccounting' ./e2e
+
 crash: ## The long fault tests: the server is killed over and over while clients publish and follow; minutes
 	RUNNEL_CRASH=1 go test -count=1 -timeout=60m -v -run='^TestCrash' ./e2e/...
 	RUNNEL_CRASH=1 go test -count=1 -timeout=60m ./internal/pebbleengine/...
