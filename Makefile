@@ -1,6 +1,6 @@
 # make help says what there is. Everything needs Go only; tools are built from tools/ at the versions pinned there.
 .DEFAULT_GOAL := help
-.PHONY: help build check generate test race fuzz bench crash
+.PHONY: help build check generate test race fuzz bench accounting crash
 
 FUZZTIME ?= 30s
 BENCH ?= .

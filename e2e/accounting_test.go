@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -96,7 +97,7 @@ func (c *crowd) run(t *testing.T, followers int, duration time.Duration) {
 		}
 	}
 	if err := c.publish(ctx, duration); err != nil {
-		t.Fatal(err)
+		t.Fatal(errors.Join(err, group.Wait()))
 	}
 	if err := group.Wait(); err != nil {
 		t.Fatal(err)
@@ -223,10 +224,16 @@ func (c *crowd) session(ctx context.Context, api runnelv1.StreamServiceClient, s
 		}
 	})
 	over := c.over
+	heartbeat := time.NewTicker(15 * time.Second)
+	defer heartbeat.Stop()
 	for {
 		var got message
 		select {
 		case got = <-messages:
+		case <-heartbeat.C:
+			// If the stream has ended, the reason comes with the next message.
+			_ = stream.Send(&runnelv1.StreamRequest{Request: &runnelv1.StreamRequest_Heartbeat{Heartbeat: &runnelv1.Heartbeat{}}})
+			continue
 		case <-over:
 			over = nil // the number of events is known now
 		}
@@ -239,7 +246,6 @@ func (c *crowd) session(ctx context.Context, api runnelv1.StreamServiceClient, s
 		}
 		if sub.GetCredit() > 0 && n > 0 {
 			credit := &runnelv1.Credit{Subscription: 1, Events: n}
-			// If the stream has ended, the reason comes with the next message.
 			_ = stream.Send(&runnelv1.StreamRequest{Request: &runnelv1.StreamRequest_Credit{Credit: credit}})
 		}
 		select {
