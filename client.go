@@ -81,7 +81,7 @@ func Dial(target string, opts ...Option) (*Client, error) {
 	if err := compress.Check(c.o.compression); err != nil {
 		return nil, err
 	}
-	calls := []grpc.CallOption{grpc.MaxCallRecvMsgSize(8 << 20)}
+	calls := []grpc.CallOption{grpc.MaxCallRecvMsgSize(8 << 20), grpc.ForceCodecV2(newCodec())}
 	if c.o.compression != "" {
 		calls = append(calls, grpc.UseCompressor(c.o.compression))
 	}

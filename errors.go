@@ -54,6 +54,9 @@ type Notice struct {
 	Reason   string
 }
 
+// loses says that events will never come which nothing newer stands for.
+func (n *Notice) loses() bool { return n.Kind == "GAP" || n.Kind == "DROPPED" }
+
 func (e *Error) Error() string {
 	if n := e.Notice; n != nil {
 		return fmt.Sprintf("%s: offsets %d to %d, %d events: %s", n.Kind, n.From, n.To, n.Count, n.Reason)

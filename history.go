@@ -10,7 +10,8 @@ import (
 	runnelv1 "github.com/runnelhq/runnel/api/runnel/v1"
 )
 
-// Event is one event of a topic.
+// Event is one event of a topic. It is the application's to keep and, but for Payload's bytes beyond its length, to change; small
+// payloads and ids share memory with those of a few other events, 4 KiB at most.
 type Event struct {
 	Topic       string
 	ID          string
@@ -88,6 +89,7 @@ type history struct {
 	yield    func(Event, error) bool
 	epoch    string
 	started  bool
+	own      bool // r.Start was made here, so it may be changed
 	progress bool
 	stopped  bool // the application wants no more
 	done     bool // all that was asked for has come
@@ -100,8 +102,9 @@ func (h *history) read(ctx context.Context) error {
 	if err != nil {
 		return wrap(ctx, err)
 	}
+	var m response
 	for {
-		m, err := stream.Recv()
+		err := stream.RecvMsg(&m)
 		if errors.Is(err, io.EOF) {
 			return nil
 		}
@@ -109,7 +112,7 @@ func (h *history) read(ctx context.Context) error {
 			return wrap(ctx, err)
 		}
 		h.progress = true
-		if !h.controls(m.GetControls()) || !h.deliveries(m.GetDeliveries()) {
+		if !h.controlled(m.controls) || !h.delivered(m.deliveries) {
 			h.stopped = true
 			return nil
 		}
@@ -119,7 +122,7 @@ func (h *history) read(ctx context.Context) error {
 	}
 }
 
-func (h *history) controls(list []*runnelv1.Control) bool {
+func (h *history) controlled(list []*runnelv1.Control) bool {
 	for _, c := range list {
 		if s := c.GetSubscribed(); s != nil {
 			h.epoch = s.GetPosition().GetEpoch()
@@ -137,18 +140,19 @@ func (h *history) controls(list []*runnelv1.Control) bool {
 	return true
 }
 
-func (h *history) deliveries(list []*runnelv1.Delivery) bool {
+func (h *history) delivered(list []delivery) bool {
 	for _, d := range list {
-		for _, e := range d.GetEvents() {
+		for _, e := range d.events {
 			h.started = true
 			if !(Start{h.r.GetStart()}).last() {
-				h.resumeAt(e.GetOffset())
+				h.resumeAt(e.Position.Offset)
 			}
+			e.Position.Epoch = h.epoch
 			if h.r.GetLimit() > 0 {
 				h.r.Limit-- // what a resumed read still has to bring
 				h.done = h.r.Limit == 0
 			}
-			if !h.yield(eventOf(e, h.epoch), nil) {
+			if !h.yield(e, nil) {
 				return false
 			}
 		}
@@ -156,7 +160,13 @@ func (h *history) deliveries(list []*runnelv1.Delivery) bool {
 	return true
 }
 
+// resumeAt notes where a read that breaks would go on. The request is changed in place: this happens for each event.
 func (h *history) resumeAt(offset uint64) {
+	if at, ok := h.r.GetStart().GetAt().(*runnelv1.StartPosition_After); ok && h.own {
+		at.After.Epoch, at.After.Offset = h.epoch, offset
+		return
+	}
+	h.own = true
 	h.r.Start = After(Position{h.epoch, offset}).at
 }
 

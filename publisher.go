@@ -91,7 +91,12 @@ func (s *Session) acknowledge(request uint64, ack Ack, err error) {
 		return
 	}
 	r := s.unacked[i]
-	s.unacked = slices.Delete(s.unacked, i, i+1)
+	if i == 0 { // as nearly always: nothing needs to move
+		s.unacked[0] = nil
+		s.unacked = s.unacked[1:]
+	} else {
+		s.unacked = slices.Delete(s.unacked, i, i+1)
+	}
 	s.bytes -= len(r.publish.GetPayload())
 	signal(s.room)
 	s.mu.Unlock()

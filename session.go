@@ -160,16 +160,16 @@ func (s *Session) connect() error {
 	var sender sync.WaitGroup
 	defer sender.Wait()
 	defer cancel()
+	var m response
 	for {
-		m, err := stream.Recv()
-		if err != nil {
+		if err := stream.RecvMsg(&m); err != nil {
 			if ctx.Err() != nil && s.ctx.Err() == nil {
 				err = status.Errorf(codes.Unavailable, "the server has said nothing for %v", deadAfter)
 			}
 			return wrap(s.ctx, err)
 		}
 		watch.Reset(deadAfter)
-		for _, c := range m.GetControls() {
+		for _, c := range m.controls {
 			if c.GetWelcome() != nil {
 				s.resume()
 				sender.Go(func() { s.write(ctx, stream) })
@@ -178,9 +178,9 @@ func (s *Session) connect() error {
 				return err
 			}
 		}
-		for _, d := range m.GetDeliveries() {
-			if sub := s.subscription(d.GetSubscription()); sub != nil {
-				sub.deliver(ctx, d.GetEvents())
+		for _, d := range m.deliveries {
+			if sub := s.subscription(d.subscription); sub != nil {
+				sub.deliver(ctx, d.events)
 			}
 		}
 	}

@@ -5,7 +5,9 @@ import (
 	"errors"
 	"io"
 	"iter"
+	"math"
 	"sync"
+	"time"
 
 	runnelv1 "github.com/runnelhq/runnel/api/runnel/v1"
 )
@@ -39,6 +41,12 @@ func Overflow(p Policy) SubscribeOption { return func(sub *Subscription) { sub.w
 // MaxLag sets how many events behind the head DropOldest and Disconnect allow; 0: the namespace's.
 func MaxLag(n uint32) SubscribeOption { return func(sub *Subscription) { sub.want.MaxLag = n } }
 
+// MaxAge sets how old, by its timestamp, the oldest event not yet sent may get before DropOldest and Disconnect act, in whole
+// milliseconds; 0: the namespace's.
+func MaxAge(d time.Duration) SubscribeOption {
+	return func(sub *Subscription) { sub.want.MaxAgeMs = uint32(min(max(d.Milliseconds(), 0), math.MaxUint32)) }
+}
+
 // MinInterval sets Conflate's shortest time between batches, in milliseconds.
 func MinInterval(ms uint32) SubscribeOption {
 	return func(sub *Subscription) { sub.want.MinIntervalMs = ms }
@@ -48,7 +56,8 @@ func MinInterval(ms uint32) SubscribeOption {
 // events, so the server sees how fast the application is. 0: none; then one subscription that is not read holds up its session.
 func Credit(n uint32) SubscribeOption { return func(sub *Subscription) { sub.want.Credit = n } }
 
-// OnNotice sends notices to a function instead of yielding them. It is called by Next and must not block.
+// OnNotice sends notices to a function, all of them. Without it those of a loss, GAP and DROPPED, are yielded as errors that are not
+// Terminal, and the others are counted at most (Stats). It is called by Next and must not block.
 func OnNotice(f func(Notice)) SubscribeOption {
 	return func(sub *Subscription) { sub.onNotice = f }
 }
@@ -67,7 +76,7 @@ type Subscription struct {
 	request uint64 // guarded by s.mu: the request on its way
 
 	mu       sync.Mutex
-	queue    []item
+	queue    []batch
 	held     int // events in queue
 	more     chan struct{}
 	space    chan struct{}
@@ -77,14 +86,31 @@ type Subscription struct {
 	handed   Position // up to here everything was handed over
 	snapshot Position // last_event: where the snapshot ends; the zero Position: complete, or none
 	returned uint32   // events taken since credit was last returned
+	stats    Stats
 }
 
-// item is an event, or a notice, or neither: then only the position moves.
-type item struct {
-	event    Event
-	isEvent  bool
+// Stats counts what became of the events that matched a subscription, up to where the application stands (Position):
+// every one was delivered, dropped, conflated, or lies in a gap. Those of a snapshot (Last) are delivered too.
+type Stats struct {
+	Delivered uint64 // handed over
+	Dropped   uint64 // by DropOldest, or where nothing is kept
+	Conflated uint64 // superseded by a newer event of their key
+	Gaps      uint64 // stretches of the log that are gone; nobody knows how many events matched there
+}
+
+// Stats is what was counted so far.
+func (sub *Subscription) Stats() Stats {
+	sub.mu.Lock()
+	defer sub.mu.Unlock()
+	return sub.stats
+}
+
+// batch is events that came together, or a notice, or neither: then only the position moves.
+type batch struct {
+	events   []Event
+	partial  bool // the events are of a snapshot that is not complete: the position does not move
 	notice   *Error
-	position Position
+	position Position // where there are no events
 }
 
 func newSubscription(s *Session, pattern string, opts []SubscribeOption) *Subscription {
@@ -102,7 +128,7 @@ func (sub *Subscription) command() *runnelv1.Subscription {
 	defer sub.mu.Unlock()
 	r := &runnelv1.Subscription{
 		Id: sub.id, Pattern: sub.want.GetPattern(), Start: sub.start.at, Overflow: sub.want.GetOverflow(),
-		MaxLag: sub.want.GetMaxLag(), MinIntervalMs: sub.want.GetMinIntervalMs(), Credit: sub.want.GetCredit(),
+		MaxLag: sub.want.GetMaxLag(), MinIntervalMs: sub.want.GetMinIntervalMs(), MaxAgeMs: sub.want.GetMaxAgeMs(), Credit: sub.want.GetCredit(),
 	}
 	if sub.received.Epoch != "" {
 		r.Start = After(sub.received).at
@@ -139,7 +165,7 @@ func (sub *Subscription) subscribed(p *runnelv1.Position) {
 }
 
 // deliver queues events. Those that came before are dropped: a resumed stream may bring some again.
-func (sub *Subscription) deliver(ctx context.Context, events []*runnelv1.Event) {
+func (sub *Subscription) deliver(ctx context.Context, events []Event) {
 	for {
 		sub.mu.Lock()
 		if sub.want.GetCredit() > 0 || sub.held < queueMost || sub.err != nil {
@@ -153,16 +179,26 @@ func (sub *Subscription) deliver(ctx context.Context, events []*runnelv1.Event) 
 		}
 	}
 	defer sub.mu.Unlock()
-	for _, e := range events {
-		if e.GetOffset() != 0 {
-			if e.GetOffset() <= sub.received.Offset {
+	kept := events[:0]
+	for i := range events {
+		e := &events[i]
+		e.Position.Epoch = sub.received.Epoch
+		if offset := e.Position.Offset; offset != 0 {
+			if offset <= sub.received.Offset {
 				sub.returned++ // it cost credit all the same
 				continue
 			}
-			sub.received.Offset = e.GetOffset()
+			sub.received.Offset = offset
+			if sub.snapshot.Epoch != "" && offset >= sub.snapshot.Offset {
+				// The snapshot is complete with this event, and the position may move again.
+				sub.pushLocked(batch{events: kept, partial: true})
+				kept = events[i:i]
+				sub.snapshot = Position{}
+			}
 		}
-		sub.pushLocked(item{event: eventOf(e, sub.received.Epoch), isEvent: true, position: sub.positionLocked()})
+		kept = append(kept, *e)
 	}
+	sub.pushLocked(batch{events: kept, partial: sub.snapshot.Epoch != ""})
 }
 
 // positionLocked is where a subscription stands that has handed over all it received. Within a snapshot that is the snapshot's
@@ -185,21 +221,22 @@ func (sub *Subscription) noticed(n *runnelv1.Notice) {
 	case runnelv1.NoticeKind_NOTICE_KIND_GAP, runnelv1.NoticeKind_NOTICE_KIND_DROPPED:
 		sub.received.Offset = max(sub.received.Offset, n.GetTo())
 	}
-	sub.pushLocked(item{notice: noticeError(n), position: sub.positionLocked()})
+	sub.pushLocked(batch{notice: noticeError(n), position: sub.positionLocked()})
 }
 
 func (sub *Subscription) bookmarked(p *runnelv1.Position) {
 	sub.mu.Lock()
 	defer sub.mu.Unlock()
 	sub.received = Position{p.GetEpoch(), max(sub.received.Offset, p.GetOffset())}
-	sub.pushLocked(item{position: sub.positionLocked()})
+	sub.pushLocked(batch{position: sub.positionLocked()})
 }
 
-func (sub *Subscription) pushLocked(it item) {
-	sub.queue = append(sub.queue, it)
-	if it.isEvent {
-		sub.held++
+func (sub *Subscription) pushLocked(b batch) {
+	if len(b.events) == 0 && b.notice == nil && b.position.Epoch == "" {
+		return
 	}
+	sub.queue = append(sub.queue, b)
+	sub.held += len(b.events)
 	signal(sub.more)
 }
 
@@ -229,53 +266,100 @@ func (sub *Subscription) fail(err error) {
 // other error is the subscription's end.
 func (sub *Subscription) Next(ctx context.Context) (Event, error) {
 	for {
-		it, ok, err := sub.pop()
+		var e Event
+		found, notice, err := sub.pop(&e)
 		switch {
 		case err != nil:
 			return Event{}, err
-		case !ok:
+		case notice != nil && sub.onNotice != nil:
+			sub.onNotice(*notice.Notice)
+		case notice != nil && notice.Notice.loses():
+			return Event{}, notice
+		case found == anEvent:
+			return e, nil
+		case found == nothing:
 			select {
 			case <-sub.more:
-				continue
 			case <-ctx.Done():
 				return Event{}, ctx.Err()
 			}
-		case it.isEvent:
-			return it.event, nil
-		case it.notice == nil:
-		case sub.onNotice != nil:
-			sub.onNotice(*it.notice.Notice)
-		default:
-			return Event{}, it.notice
 		}
 	}
 }
 
-func (sub *Subscription) pop() (it item, ok bool, err error) {
+// What pop has found.
+const (
+	nothing = iota
+	anEvent
+	aPosition // perhaps with a notice
+)
+
+func (sub *Subscription) pop(e *Event) (found int, notice *Error, err error) {
 	sub.mu.Lock()
 	if len(sub.queue) == 0 || errors.Is(sub.err, ErrClosed) {
 		defer sub.mu.Unlock()
-		return item{}, false, sub.err
+		return nothing, nil, sub.err
 	}
-	it, sub.queue[0] = sub.queue[0], item{}
-	sub.queue = sub.queue[1:]
-	if it.position.Epoch != "" {
-		sub.handed = it.position
-	}
-	var credit uint32
-	if it.isEvent {
-		sub.held--
-		sub.returned++
-		signal(sub.space)
-		if sub.want.GetCredit() > 0 && (sub.returned*2 >= sub.want.GetCredit() || sub.held == 0 && sub.returned*4 >= sub.want.GetCredit()) {
-			credit, sub.returned = sub.returned, 0
+	b := &sub.queue[0]
+	if len(b.events) == 0 {
+		defer sub.mu.Unlock()
+		if b.position.Epoch != "" {
+			sub.handed = b.position
 		}
+		if notice = b.notice; notice != nil {
+			sub.stats.add(notice.Notice)
+		}
+		sub.shiftLocked()
+		return aPosition, notice, nil
 	}
+	*e, b.events[0] = b.events[0], Event{} // the rest of the batch does not keep it
+	b.events = b.events[1:]
+	if !b.partial {
+		sub.handed = e.Position
+	}
+	if len(b.events) == 0 {
+		sub.shiftLocked()
+	}
+	credit := sub.tookLocked()
 	sub.mu.Unlock()
 	if credit > 0 {
 		sub.s.credit(sub.id, credit)
 	}
-	return it, true, nil
+	return anEvent, nil, nil
+}
+
+func (s *Stats) add(n *Notice) {
+	switch n.Kind {
+	case "DROPPED":
+		s.Dropped += n.Count
+	case "CONFLATED":
+		s.Conflated += n.Count
+	case "GAP":
+		s.Gaps++
+	}
+}
+
+func (sub *Subscription) shiftLocked() {
+	sub.queue[0] = batch{}
+	sub.queue = sub.queue[1:]
+}
+
+// tookLocked counts an event that the application has taken, and says how much credit is to be returned now.
+func (sub *Subscription) tookLocked() (credit uint32) {
+	sub.held--
+	sub.returned++
+	sub.stats.Delivered++
+	most := sub.want.GetCredit()
+	if most == 0 {
+		if sub.held == queueMost-1 {
+			signal(sub.space)
+		}
+		return 0
+	}
+	if sub.returned*2 >= most || sub.held == 0 && sub.returned*4 >= most {
+		credit, sub.returned = sub.returned, 0
+	}
+	return credit
 }
 
 // credit returns credit, if the session is connected; a new connection begins with fresh credit.
@@ -364,20 +448,21 @@ func (sub *Subscription) fillSnapshot(ctx context.Context) error {
 	if err != nil {
 		return wrap(sub.s.ctx, err)
 	}
+	var m response
 	for {
-		m, err := stream.Recv()
+		err := stream.RecvMsg(&m)
 		if errors.Is(err, io.EOF) {
 			sub.mu.Lock()
 			defer sub.mu.Unlock()
 			sub.received, sub.snapshot = sub.snapshot, Position{}
-			sub.pushLocked(item{position: sub.received})
+			sub.pushLocked(batch{position: sub.received})
 			return nil
 		}
 		if err != nil {
 			return wrap(sub.s.ctx, err)
 		}
-		for _, d := range m.GetDeliveries() {
-			sub.deliver(ctx, d.GetEvents())
+		for _, d := range m.deliveries {
+			sub.deliver(ctx, d.events)
 		}
 	}
 }

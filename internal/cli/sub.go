@@ -126,8 +126,9 @@ type follower struct {
 
 // arrival is what one subscription yields.
 type arrival struct {
-	event runnel.Event
-	err   error
+	event  runnel.Event
+	notice *runnel.Notice
+	err    error
 }
 
 // run ends without an error once count events have come.
@@ -147,6 +148,15 @@ func (f *follower) run(ctx context.Context, a *app, patterns []string, opts []ru
 	defer group.Wait()
 	defer cancel()
 	arrivals := make(chan arrival, 256)
+	show := func(got arrival) bool {
+		select {
+		case arrivals <- got:
+			return true
+		case <-ctx.Done():
+			return false
+		}
+	}
+	opts = append(opts, runnel.OnNotice(func(n runnel.Notice) { show(arrival{notice: &n}) }))
 	for _, pattern := range patterns {
 		sub, err := s.Subscribe(ctx, pattern, opts...)
 		if err != nil {
@@ -154,9 +164,7 @@ func (f *follower) run(ctx context.Context, a *app, patterns []string, opts []ru
 		}
 		group.Go(func() {
 			for e, err := range sub.Events(ctx) {
-				select {
-				case arrivals <- arrival{e, err}:
-				case <-ctx.Done():
+				if !show(arrival{event: e, err: err}) {
 					return
 				}
 			}
@@ -196,13 +204,12 @@ func (f *follower) print(ctx context.Context, arrivals <-chan arrival) error {
 }
 
 func (f *follower) take(got *arrival) error {
-	var e *runnel.Error
 	switch {
-	case got.err == nil:
-		f.n++
-		return f.p.event(&got.event)
-	case errors.As(got.err, &e) && !e.Terminal():
-		return f.p.notice(e.Notice)
+	case got.err != nil:
+		return got.err
+	case got.notice != nil:
+		return f.p.notice(got.notice)
 	}
-	return got.err
+	f.n++
+	return f.p.event(&got.event)
 }
