@@ -64,7 +64,7 @@ func TestEverySystem(t *testing.T) {
 		t.Run(s.Name, func(t *testing.T) {
 			took := 0
 			for _, sc := range scenarios {
-				if !sc.takes(s) || !slices.Contains([]string{"fanout", "echo", "publish", "topics"}, sc.name) {
+				if !sc.takes(s) || !slices.Contains([]string{"fanout", "echo", "publish", "topics", "compression"}, sc.name) {
 					continue
 				}
 				took++

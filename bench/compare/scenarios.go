@@ -2,6 +2,8 @@ package main
 
 import (
 	"fmt"
+	"maps"
+	"slices"
 	"time"
 
 	"github.com/runnelhq/runnel/bench/system"
@@ -23,6 +25,7 @@ type scenario struct {
 	acked bool // publishers that wait for acknowledgements, and nobody subscribes
 	full  bool // received by full clients
 	echo  bool // one stream may both publish and receive
+	bytes bool // what comes on the wire is counted, with each content
 	cells bool // may be spread over several server processes
 }
 
@@ -50,6 +53,8 @@ var scenarios = []scenario{
 		loads: loads{[]int{100}, []int{256, 16}, nil}, full: true},
 	{name: "founding", help: "long polling against bidirectional streams: two events a second to many connections", systems: "poll1,runnel-session,textbook",
 		loads: loads{[]int{1000, 5000, 10_000, 30_000}, nil, []float64{2}}, cells: true},
+	{name: "compression", help: "fan-out of ticks and of log lines, compressed for each subscriber", systems: "runnel-identity,runnel-gzip,runnel-zstd",
+		loads: loads{[]int{20}, []int{256, 16}, nil}, bytes: true},
 }
 
 // takes says whether a system can be measured so.
@@ -57,6 +62,10 @@ func (s *scenario) takes(sys *system.System) bool {
 	switch {
 	case s.acked:
 		return sys.Acked != nil
+	case s.bytes:
+		return sys.Compression != ""
+	case sys.Compression != "":
+		return false
 	case s.full:
 		return sys.Client != nil
 	case s.cells && sys.Client != nil: // its clients would be what is measured
@@ -71,6 +80,14 @@ func (s *scenario) takes(sys *system.System) bool {
 type task struct {
 	workload
 	systems []*system.System
+}
+
+// contents lists what the payloads hold, in turn.
+func (s *scenario) contents() []string {
+	if !s.bytes {
+		return []string{""}
+	}
+	return slices.Sorted(maps.Keys(contents))
 }
 
 // tasks lists all that is to be measured.
@@ -101,13 +118,16 @@ func (o *options) tasks() (list []task) {
 			if s.name == "founding" {
 				w.Duration = max(w.Duration, 5*time.Second) // of few events, and all that they cost
 			}
-			for _, window := range l.windows {
-				w.Window, w.Rate = window, 0
-				list = append(list, task{w, systems})
-			}
-			for _, rate := range l.rates {
-				w.Window, w.Rate = 0, rate
-				list = append(list, task{w, systems})
+			for _, content := range s.contents() {
+				w.Content = content
+				for _, window := range l.windows {
+					w.Window, w.Rate = window, 0
+					list = append(list, task{w, systems})
+				}
+				for _, rate := range l.rates {
+					w.Window, w.Rate = 0, rate
+					list = append(list, task{w, systems})
+				}
 			}
 		}
 	}
@@ -117,6 +137,8 @@ func (o *options) tasks() (list []task) {
 // String is for the line of progress.
 func (w *workload) String() string {
 	switch {
+	case w.Content != "":
+		return fmt.Sprintf("%s of %s, %d subscribers, window %d, %g events/s", w.Scenario, w.Content, w.Subscribers, w.Window, w.Rate)
 	case w.Publishers > 0:
 		return fmt.Sprintf("%s, %d publishers", w.Scenario, w.Publishers)
 	case w.Window > 0:

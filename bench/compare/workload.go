@@ -22,7 +22,8 @@ type workload struct {
 	Publishers  int // that wait for acknowledgements; then nobody subscribes
 	Window      int
 	Rate        float64
-	Payload     int
+	Payload     int    // bytes
+	Content     string // a key of contents; empty: zeros
 	Warmup      time.Duration
 	Duration    time.Duration
 	PerProcess  int // most subscribers of one server process
@@ -83,7 +84,8 @@ func (w *workload) runHere(ctx context.Context, s *system.System) (*load.Result,
 		return nil, err
 	}
 	defer server.Stop()
-	res := &load.Result{System: s.Name, Scenario: w.Scenario, Subscribers: w.Subscribers, Publishers: w.Publishers, Window: w.Window, Rate: w.Rate, Payload: w.Payload}
+	res := &load.Result{System: s.Name, Scenario: w.Scenario, Subscribers: w.Subscribers, Publishers: w.Publishers, Window: w.Window, Rate: w.Rate, Payload: w.Payload,
+		Content: w.Content, Compression: s.Compression}
 	if w.Publishers > 0 {
 		return res, w.acked(ctx, s, server, res)
 	}
@@ -243,6 +245,7 @@ func (m *measurement) phases(publishing context.Context) error {
 	}
 	r := m.r
 	r.Delays.Reset()
+	bytes := r.Bytes.Load()
 	began, n, cpu, own := time.Now(), r.Delivered.Load(), m.server.CPU(), system.CPU(os.Getpid())
 	if err := m.phase(publishing, m.Duration); err != nil {
 		return err
@@ -252,6 +255,9 @@ func (m *measurement) phases(publishing context.Context) error {
 	m.res.DeliveriesPerSecond = float64(n) / m.res.Seconds
 	m.res.ServerCPU = load.Per(load.Since(cpu, m.server.CPU()), n)
 	m.res.ClientCPU = load.Per(load.Since(own, system.CPU(os.Getpid())), n)
+	if n > 0 {
+		m.res.WireBytes = float64(r.Bytes.Load()-bytes) / float64(n)
+	}
 	r.Delays.Fill(m.res)
 	return nil
 }
@@ -271,8 +277,10 @@ func (m *measurement) phase(publishing context.Context, d time.Duration) error {
 
 // publish sends events until ctx ends, and returns how many.
 func (m *measurement) publish(ctx context.Context, p system.Publisher) (n int64, err error) {
-	topics, payload := m.topics(), make([]byte, m.Payload)
+	topics, payloads := m.topics(), m.payloads()
+	m.res.Payload = meanSize(payloads)
 	send := func(due time.Time) error {
+		payload := payloads[n%int64(len(payloads))]
 		receive.Stamp(payload, due)
 		err := p.Publish(topics[n%int64(len(topics))], payload)
 		n++

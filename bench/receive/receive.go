@@ -25,6 +25,9 @@ const workers = 2
 
 var began = time.Now()
 
+// StampSize is the least size of a payload.
+const StampSize = 8
+
 // Stamp writes the time when an event was due into the first eight bytes of its payload.
 func Stamp(payload []byte, due time.Time) {
 	binary.LittleEndian.PutUint64(payload, uint64(due.Sub(began)))
@@ -34,6 +37,7 @@ func Stamp(payload []byte, due time.Time) {
 type Receiver struct {
 	Delivered atomic.Int64
 	Noticed   atomic.Int64
+	Bytes     atomic.Int64 // received by sinks that tell
 	Delays    load.Recorder
 	Window    *load.Window // told of what is delivered; nil: nobody
 

@@ -57,6 +57,9 @@ func (s *Sink) Noticed(n int) {
 	}
 }
 
+// Received counts bytes on the wire.
+func (s *Sink) Received(n int) { s.r.Bytes.Add(int64(n)) }
+
 // Fail ends the Receiver's Run with an error.
 func (s *Sink) Fail(err error) {
 	s.r.failed.CompareAndSwap(nil, &err)

@@ -58,10 +58,10 @@ func newDuplex(ctx context.Context, address, method string, first []byte, encode
 }
 
 // dialRaw connects as a client that has set its windows, as the Go SDK does, and that sends and takes encoded messages.
-func dialRaw(address string) (*grpc.ClientConn, error) {
+func dialRaw(address string, more ...grpc.DialOption) (*grpc.ClientConn, error) {
 	const window = 1 << 20
-	return grpc.NewClient(address, grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithStaticStreamWindowSize(window),
-		grpc.WithStaticConnWindowSize(window), grpc.WithDefaultCallOptions(grpc.ForceCodecV2(rawCodec{})))
+	return grpc.NewClient(address, append(more, grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithStaticStreamWindowSize(window),
+		grpc.WithStaticConnWindowSize(window), grpc.WithDefaultCallOptions(grpc.ForceCodecV2(rawCodec{})))...)
 }
 
 // receiveAll returns what has ended the stream.

@@ -14,13 +14,15 @@ import (
 	"syscall"
 
 	"github.com/runnelhq/runnel/bench/wire"
+	"github.com/runnelhq/runnel/internal/compress"
 	"github.com/runnelhq/runnel/internal/load"
 )
 
 // System is one of those compared. Subscribers and publisher are of this process; the server is another.
 type System struct {
-	Name string
-	Help string
+	Name        string
+	Help        string
+	Compression string // of what is received; empty where that is not compared
 
 	// start prepares the command that serves, with its data in dir.
 	start func(dir string) (*exec.Cmd, error)
@@ -61,6 +63,7 @@ func All() []*System {
 		runnelSession(), textbook(), nats(), jetStream("jetstream", "NATS JetStream in files, forced to disk now and then"),
 		jetStream("jetstream-sync", "NATS JetStream in files, forced to disk before each acknowledgement"),
 		poll1(), pollAll(), tcp(), grpcEcho(), runnelSDK(), runnelGenerated(), natsSDK(), textbookSDK(),
+		compressed(Identity), compressed(compress.Gzip), compressed(compress.Zstd),
 	}
 }
 

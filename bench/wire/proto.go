@@ -26,9 +26,12 @@ func StreamResponse(to Events, b []byte) error {
 		switch num {
 		case deliveries:
 			for len(v) > 0 {
-				num, event, rest, err := field(v)
-				if err != nil {
-					return err
+				num, event, rest, ok := short(v)
+				if !ok {
+					var err error
+					if num, event, rest, err = field(v); err != nil {
+						return err
+					}
 				}
 				if v = rest; num == events {
 					if err := Single(to, event); err != nil {
@@ -55,9 +58,12 @@ func StreamResponse(to Events, b []byte) error {
 // Single reads an encoded runnel.v1.Event.
 func Single(to Events, b []byte) error {
 	for len(b) > 0 {
-		num, v, rest, err := field(b)
-		if err != nil {
-			return err
+		num, v, rest, ok := short(b)
+		if !ok {
+			var err error
+			if num, v, rest, err = field(b); err != nil {
+				return err
+			}
 		}
 		if num == eventPayload {
 			to.Event(v)
@@ -66,6 +72,26 @@ func Single(to Events, b []byte) error {
 		b = rest
 	}
 	return errMessage
+}
+
+// short is field for what nearly all fields are: a number below 16 and a length below 16,384. It is inlined, which halves the time
+// per event. ok is false if the field is not like that, or not whole.
+func short(b []byte) (num protowire.Number, v, rest []byte, ok bool) {
+	const bytesType, more = 2, 0x80
+	if len(b) < 3 || b[0]&(more|7) != bytesType || b[0]>>3 == 0 {
+		return 0, nil, nil, false
+	}
+	n, at := int(b[1]), 2
+	if n >= more {
+		if b[2] >= more || b[2] == 0 {
+			return 0, nil, nil, false
+		}
+		n, at = n&^more|int(b[2])<<7, 3
+	}
+	if len(b)-at < n {
+		return 0, nil, nil, false
+	}
+	return protowire.Number(b[0] >> 3), b[at : at+n], b[at+n:], true
 }
 
 // field cuts the first field off; v is its content if it has a length.

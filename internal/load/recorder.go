@@ -39,10 +39,16 @@ func (r *Recorder) Shard() *Shard {
 func (s *Shard) Record(delays ...time.Duration) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for _, d := range delays {
-		if err := s.h.RecordValue(min(max(d.Microseconds(), lowest), highest)); err != nil {
+	// Events that come together have mostly waited equally long.
+	for len(delays) > 0 {
+		us, n := delays[0].Microseconds(), 1
+		for n < len(delays) && delays[n].Microseconds() == us {
+			n++
+		}
+		if err := s.h.RecordValues(min(max(us, lowest), highest), int64(n)); err != nil {
 			panic(err) // it is inside the bounds
 		}
+		delays = delays[n:]
 	}
 }
 

@@ -36,6 +36,7 @@ type Result struct {
 	RSSBeforeGC *float64 `json:"rss_before_gc_bytes_per_client,omitempty"`
 	Payload     int      `json:"payload_bytes,omitempty"`
 	Compression string   `json:"compression,omitempty"`
+	Content     string   `json:"content,omitempty"` // of the payloads, where it matters
 	WireBytes   float64  `json:"wire_bytes_per_delivery,omitempty"`
 	Seconds     float64  `json:"seconds,omitempty"` // measured
 }
