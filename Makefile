@@ -1,6 +1,6 @@
 # make help says what there is. Everything needs Go only; tools are built from tools/ at the versions pinned there.
 .DEFAULT_GOAL := help
-.PHONY: help build check generate test race fuzz bench accounting crash
+.PHONY: help build check generate test race fuzz bench accounting memory crash
 
 FUZZTIME ?= 30s
 BENCH ?= .
@@ -37,6 +37,9 @@ bench: ## Every benchmark, or those that match BENCH
 
 accounting: ## 1,000 followers of mixed speed for 5 minutes, twice: every event is accounted for
 	RUNNEL_ACCOUNTING=5m RUNNEL_FOLLOWERS=1000 go test -count=1 -timeout=30m -v -run='^TestAccounting' ./e2e
+
+memory: ## 5,000 followers that read nothing, and events of a megabyte
+	RUNNEL_FOLLOWERS=5000 go test -count=1 -timeout=30m -v -run='^TestMemory' ./e2e
 
 crash: ## The long fault tests: the server is killed over and over while clients publish and follow; minutes
 	RUNNEL_CRASH=1 go test -count=1 -timeout=60m -v -run='^TestCrash' ./e2e/...

@@ -37,6 +37,7 @@ type process struct {
 	t            *testing.T
 	binary, addr string
 	data         string
+	env          []string // settings
 	cmd          *exec.Cmd
 }
 
@@ -44,6 +45,7 @@ func (p *process) start() {
 	p.cmd = exec.Command(p.binary, "serve", "--dev", "--listen", p.addr, "--admin", "off", "--data", p.data, "--log-level", "warn")
 	// The test's own variables are no configuration.
 	p.cmd.Env = slices.DeleteFunc(os.Environ(), func(kv string) bool { return strings.HasPrefix(kv, "RUNNEL_") })
+	p.cmd.Env = append(p.cmd.Env, p.env...)
 	p.cmd.Stderr = p.t.Output()
 	if err := p.cmd.Start(); err != nil {
 		p.t.Fatal(err)
