@@ -301,3 +301,51 @@ func TestLargeEventsToSlowFollowers(t *testing.T) {
 		t.Fatal(err)
 	}
 }
+
+// One hot topic starves nobody: while it is published as fast as the server takes it, to followers that cannot keep up, every
+// event of a quiet topic of the same namespace is acknowledged and delivered.
+func TestHotTopicStarvesNobody(t *testing.T) {
+	s := runneltest.StartServer(t, server.Config{Defaults: server.Namespace{History: "os", MaxEvents: 10_000}})
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	hot, stop := context.WithCancel(ctx)
+	var group errgroup.Group
+	for range 4 {
+		c := api(t, s.Addr)
+		follow(t, ctx, c, &runnelv1.Subscription{Pattern: "a.hot", Overflow: runnelv1.OverflowPolicy_OVERFLOW_POLICY_DROP_OLDEST}) // and never read
+		stream, err := c.PublishStream(hot)
+		if err != nil {
+			t.Fatal(err)
+		}
+		group.Go(func() error {
+			for hot.Err() == nil {
+				if err := stream.Send(&runnelv1.PublishRequest{Topic: "a.hot", Payload: make([]byte, 500)}); err != nil && hot.Err() == nil {
+					_, err = stream.CloseAndRecv()
+					return err
+				}
+			}
+			return nil
+		})
+	}
+	// One session follows both: the hot topic shares it with the quiet one.
+	c := api(t, s.Addr)
+	both := follow(t, ctx, c, &runnelv1.Subscription{Id: 1, Pattern: "a.hot"}, &runnelv1.Subscription{Id: 2, Pattern: "a.quiet"})
+	for i := range 50 {
+		if _, err := c.Publish(ctx, &runnelv1.PublishRequest{Topic: "a.quiet"}); err != nil {
+			t.Fatal(err)
+		}
+		for came := false; !came; {
+			m, err := both.Recv()
+			if err != nil {
+				t.Fatalf("quiet event %d: %v", i, err)
+			}
+			for _, d := range m.GetDeliveries() {
+				came = came || d.GetSubscription() == 2
+			}
+		}
+	}
+	stop()
+	if err := group.Wait(); err != nil {
+		t.Fatal(err)
+	}
+}
