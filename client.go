@@ -7,7 +7,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/google/uuid"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/credentials"
@@ -17,6 +16,7 @@ import (
 
 	runnelv1 "github.com/runnelhq/runnel/api/runnel/v1"
 	"github.com/runnelhq/runnel/internal/compress"
+	"github.com/runnelhq/runnel/internal/id"
 )
 
 // Client talks to one server, over one connection that it keeps up.
@@ -24,6 +24,7 @@ type Client struct {
 	conn *grpc.ClientConn
 	api  runnelv1.StreamServiceClient
 	o    options
+	ids  *id.Source
 
 	ctx  context.Context
 	stop context.CancelFunc
@@ -74,7 +75,7 @@ const (
 
 // Dial returns a client of the server at target, for example "127.0.0.1:50051". It does not wait for the connection.
 func Dial(target string, opts ...Option) (*Client, error) {
-	c := &Client{o: options{credentials: insecure.NewCredentials(), connectTimeout: 5 * time.Second}}
+	c := &Client{ids: id.NewSource(), o: options{credentials: insecure.NewCredentials(), connectTimeout: 5 * time.Second}}
 	for _, set := range opts {
 		set(&c.o)
 	}
@@ -187,25 +188,21 @@ func Expect(offset uint64) PublishOption {
 	return func(r *runnelv1.PublishRequest) { r.ExpectedOffset = &offset }
 }
 
-func request(topic string, payload []byte, opts []PublishOption) (*runnelv1.PublishRequest, error) {
-	r := &runnelv1.PublishRequest{Topic: topic, Payload: payload}
+func (c *Client) request(topic string, payload []byte, opts []PublishOption) (r *runnelv1.PublishRequest, err error) {
+	r = &runnelv1.PublishRequest{Topic: topic, Payload: payload}
 	for _, set := range opts {
 		set(r)
 	}
 	if r.GetEventId() == "" {
-		id, err := uuid.NewV7()
-		if err != nil {
-			return nil, err
-		}
-		r.EventId = id.String()
+		r.EventId, err = c.ids.New()
 	}
-	return r, nil
+	return r, err
 }
 
 // Publish stores one event and returns when it is as durable as its namespace promises. An outcome that is unknown is retried with
 // the same id, until ctx ends or the connect timeout has passed.
 func (c *Client) Publish(ctx context.Context, topic string, payload []byte, opts ...PublishOption) (Ack, error) {
-	r, err := request(topic, payload, opts)
+	r, err := c.request(topic, payload, opts)
 	if err != nil {
 		return Ack{}, err
 	}

@@ -44,7 +44,7 @@ func (r *Receipt) finish(ack Ack, err error) {
 // Publish sends an event and returns at once, unless 1,024 events or 4 MiB are on their way: then it waits for room. Events
 // are stored in the order of the calls. A connection that breaks is mended, and what was not acknowledged is sent again.
 func (s *Session) Publish(ctx context.Context, topic string, payload []byte, opts ...PublishOption) (*Receipt, error) {
-	p, err := request(topic, payload, opts)
+	p, err := s.c.request(topic, payload, opts)
 	if err != nil {
 		return nil, err
 	}

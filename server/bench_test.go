@@ -130,3 +130,40 @@ func BenchmarkReplay(b *testing.B) {
 		b.ReportMetric(float64(events)*float64(b.N)/b.Elapsed().Seconds(), "events/s")
 	})
 }
+
+// BenchmarkPublisher is one publisher of the SDK: a window of acknowledged events, and bulk.
+func BenchmarkPublisher(b *testing.B) {
+	s := runneltest.StartServer(b, server.Config{Defaults: server.Namespace{History: "none"}})
+	c := s.Client()
+	payload := make([]byte, 136)
+	b.Run("window", func(b *testing.B) {
+		p, err := c.Publisher(b.Context())
+		if err != nil {
+			b.Fatal(err)
+		}
+		b.ReportAllocs()
+		for b.Loop() {
+			if _, err := p.Publish(b.Context(), "a.b", payload); err != nil {
+				b.Fatal(err)
+			}
+		}
+		if err := p.Close(b.Context()); err != nil {
+			b.Fatal(err)
+		}
+	})
+	b.Run("bulk", func(b *testing.B) {
+		up, err := c.Upload(b.Context())
+		if err != nil {
+			b.Fatal(err)
+		}
+		b.ReportAllocs()
+		for b.Loop() {
+			if err := up.Send("a.b", payload); err != nil {
+				b.Fatal(err)
+			}
+		}
+		if _, err := up.Close(); err != nil {
+			b.Fatal(err)
+		}
+	})
+}

@@ -10,11 +10,10 @@ import (
 	"time"
 	"unicode/utf8"
 
-	"github.com/google/uuid"
-
 	runnelv1 "github.com/runnelhq/runnel/api/runnel/v1"
 	"github.com/runnelhq/runnel/internal/engine"
 	"github.com/runnelhq/runnel/internal/hub"
+	"github.com/runnelhq/runnel/internal/id"
 	"github.com/runnelhq/runnel/internal/topic"
 	"github.com/runnelhq/runnel/internal/wire"
 )
@@ -47,11 +46,12 @@ type Broker struct {
 	engine engine.Engine
 	hub    *hub.Hub
 	cfg    Config
+	ids    *id.Source
 }
 
 // New returns a Broker on an engine and the hub that follows it.
 func New(e engine.Engine, h *hub.Hub, cfg Config) *Broker {
-	return &Broker{engine: e, hub: h, cfg: cfg}
+	return &Broker{engine: e, hub: h, cfg: cfg, ids: id.NewSource()}
 }
 
 // Limits is what a client is told in Welcome.
@@ -180,11 +180,9 @@ func (b *Broker) entry(client string, r *runnelv1.PublishRequest) (engine.Entry,
 		Expected: r.GetExpectedOffset(), Conditional: r.ExpectedOffset != nil,
 	}
 	if !en.Dedup {
-		id, err := uuid.NewV7()
-		if err != nil {
+		if en.ID, err = b.ids.New(); err != nil {
 			return engine.Entry{}, err
 		}
-		en.ID = id.String()
 	}
 	en.Body = wire.AppendBody(make([]byte, 0, wire.BodySize(n, en.ID, client, r)+wire.MaxTrailer), n, en.ID, client, r)
 	return en, nil
