@@ -246,6 +246,7 @@ func (m *measurement) phases(publishing context.Context) error {
 	r := m.r
 	r.Delays.Reset()
 	bytes := r.Bytes.Load()
+	user, kernel := m.server.Ticks()
 	began, n, cpu, own := time.Now(), r.Delivered.Load(), m.server.CPU(), system.CPU(os.Getpid())
 	if err := m.phase(publishing, m.Duration); err != nil {
 		return err
@@ -255,6 +256,11 @@ func (m *measurement) phases(publishing context.Context) error {
 	m.res.DeliveriesPerSecond = float64(n) / m.res.Seconds
 	m.res.ServerCPU = load.Per(load.Since(cpu, m.server.CPU()), n)
 	m.res.ClientCPU = load.Per(load.Since(own, system.CPU(os.Getpid())), n)
+	user2, kernel2 := m.server.Ticks()
+	if all := user2 - user + kernel2 - kernel; all > 0 {
+		share := (kernel2 - kernel) / all
+		m.res.ServerKernel = &share
+	}
 	if n > 0 {
 		m.res.WireBytes = float64(r.Bytes.Load()-bytes) / float64(n)
 	}

@@ -1,5 +1,5 @@
-// Command plot draws what compare has measured: it reads a file of results, one JSON object a line, and writes an SVG for each scenario
-// that is in it.
+// Command plot draws what compare has measured: it reads a file of results, one JSON object a line, writes an SVG for each scenario
+// that is in it, and puts the figures into the tables of a document.
 package main
 
 import (
@@ -21,22 +21,23 @@ func command(args []string, errs io.Writer) int {
 	f.SetOutput(io.Discard)
 	in := f.String("in", "../docs/bench/results.jsonl", "what compare has printed")
 	out := f.String("out", "../docs/bench", "directory for the pictures")
+	doc := f.String("doc", "../docs/benchmarks.md", "document whose tables are filled; empty: none")
 	err := f.Parse(args)
 	if err == nil && f.NArg() > 0 {
 		err = fmt.Errorf("unknown argument %q", f.Arg(0))
 	}
 	if err != nil {
-		fmt.Fprintf(errs, "plot: %v; there are --in FILE (%s) and --out DIRECTORY (%s)\n", err, *in, *out)
+		fmt.Fprintf(errs, "plot: %v; there are --in FILE (%s), --out DIRECTORY (%s) and --doc FILE (%s)\n", err, *in, *out, *doc)
 		return 2
 	}
-	if err := run(*in, *out, errs); err != nil {
+	if err := run(*in, *out, *doc, errs); err != nil {
 		fmt.Fprintln(errs, "plot:", err)
 		return 1
 	}
 	return 0
 }
 
-func run(in, out string, errs io.Writer) error {
+func run(in, out, doc string, errs io.Writer) error {
 	results, err := read(in)
 	if err != nil {
 		return err
@@ -57,7 +58,10 @@ func run(in, out string, errs io.Writer) error {
 			return err
 		}
 	}
-	return nil
+	if doc == "" {
+		return nil
+	}
+	return fill(doc, results)
 }
 
 // read returns the results of a file.

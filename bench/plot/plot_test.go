@@ -42,9 +42,37 @@ func TestPlots(t *testing.T) {
 	if err := os.WriteFile(in, []byte(examples(t)), 0o600); err != nil {
 		t.Fatal(err)
 	}
+	doc := filepath.Join(dir, "doc.md")
+	if err := os.WriteFile(doc, []byte("before\n<!-- results: fanout -->\nold\nolder\n<!-- end -->\nbetween\n<!-- results: echo -->\nkept\n<!-- end -->\nafter\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	var errs bytes.Buffer
-	if code := command([]string{"--in", in, "--out", out}, &errs); code != 0 || errs.Len() > 0 {
+	if code := command([]string{"--in", in, "--out", out, "--doc", doc}, &errs); code != 0 || errs.Len() > 0 {
 		t.Fatalf("exit code %d: %s", code, &errs)
+	}
+	b, err := os.ReadFile(doc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := `before
+<!-- results: fanout -->
+
+| window | system | deliveries/s | of nats | p50 ms | p99 ms | server CPU s/M | of it in the kernel | client CPU s/M |
+|---|---|---|---|---|---|---|---|---|
+| 16 | runnel | 1k | 0.50 | 1 | 2 | 0.5 | - | 0.2 |
+| 16 | runnel | 1k | 0.50 | 1 | 2 | 0.5 | - | 0.2 |
+| 16 | nats | 2k | 1.00 | 1 | 2 | 0.5 | - | 0.2 |
+| 16 | nats | 2k | 1.00 | 1 | 2 | 0.5 | - | 0.2 |
+
+<!-- end -->
+between
+<!-- results: echo -->
+kept
+<!-- end -->
+after
+`
+	if string(b) != want {
+		t.Errorf("the document is\n%s\nwant\n%s", b, want)
 	}
 	for _, c := range charts {
 		b, err := os.ReadFile(filepath.Join(out, c.file))
@@ -74,12 +102,13 @@ func TestPlots(t *testing.T) {
 
 func TestPlotRefuses(t *testing.T) {
 	dir := t.TempDir()
+	lost := filepath.Join(dir, "lost.md")
 	bad, good := filepath.Join(dir, "bad.jsonl"), filepath.Join(dir, "good.jsonl")
 	b, err := json.Marshal(load.Result{Scenario: "nothing that is drawn"})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := errors.Join(os.WriteFile(bad, []byte("{}\nno\n"), 0o600), os.WriteFile(good, b, 0o600)); err != nil {
+	if err := errors.Join(os.WriteFile(lost, []byte("<!-- results: nonsense -->\n<!-- end -->\n"), 0o600), os.WriteFile(bad, []byte("{}\nno\n"), 0o600), os.WriteFile(good, b, 0o600)); err != nil {
 		t.Fatal(err)
 	}
 	for _, c := range []struct {
@@ -91,10 +120,11 @@ func TestPlotRefuses(t *testing.T) {
 		{[]string{"x"}, 2, `unknown argument "x"`},
 		{[]string{"--in", filepath.Join(dir, "absent")}, 1, "no such file"},
 		{[]string{"--in", bad, "--out", dir}, 1, "line 2: not a result"},
-		{[]string{"--in", good, "--out", dir}, 0, "there are no results for fanout.svg"},
+		{[]string{"--in", good, "--out", dir, "--doc", lost}, 1, `there is no table "nonsense"`},
+		{[]string{"--in", good, "--out", dir, "--doc", ""}, 0, "there are no results for fanout.svg"},
 	} {
 		var errs bytes.Buffer
-		if code := command(c.args, &errs); code != c.code || !strings.Contains(errs.String(), c.want) || c.code > 0 && strings.Count(errs.String(), "\n") != 1 {
+		if code := command(c.args, &errs); code != c.code || !strings.Contains(errs.String(), c.want) || c.code == 2 && strings.Count(errs.String(), "\n") != 1 {
 			t.Errorf("%v: exit code %d, %q", c.args, code, &errs)
 		}
 	}

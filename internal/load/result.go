@@ -34,11 +34,13 @@ type Result struct {
 	// Mean delay; RSSPerClient before the server has collected its garbage.
 	Mean        *float64 `json:"mean_ms,omitempty"`
 	RSSBeforeGC *float64 `json:"rss_before_gc_bytes_per_client,omitempty"`
-	Payload     int      `json:"payload_bytes,omitempty"`
-	Compression string   `json:"compression,omitempty"`
-	Content     string   `json:"content,omitempty"` // of the payloads, where it matters
-	WireBytes   float64  `json:"wire_bytes_per_delivery,omitempty"`
-	Seconds     float64  `json:"seconds,omitempty"` // measured
+	// Share of the server's CPU time that the kernel has used for it, 0 to 1.
+	ServerKernel *float64 `json:"server_kernel_share,omitempty"`
+	Payload      int      `json:"payload_bytes,omitempty"`
+	Compression  string   `json:"compression,omitempty"`
+	Content      string   `json:"content,omitempty"` // of the payloads, where it matters
+	WireBytes    float64  `json:"wire_bytes_per_delivery,omitempty"`
+	Seconds      float64  `json:"seconds,omitempty"` // measured
 }
 
 // Write writes the result as one line of JSON.
