@@ -110,6 +110,19 @@ type outlet struct {
 	blocked bool
 }
 
+// newOutlet returns an outlet that sends nothing before start.
+func newOutlet(p *pump) *outlet {
+	o := &outlet{pump: p, over: make(chan error, 1)}
+	o.state.Store(running)
+	return o
+}
+
+// start lets the workers come.
+func (o *outlet) start() {
+	o.state.Store(queued)
+	o.pump.add(o)
+}
+
 // wake says that there may be something to do. It never blocks, and calls nothing but the pump.
 func (o *outlet) wake() {
 	for {

@@ -32,7 +32,7 @@ func (s *Service) begin(g grpc.ServerStream, interactive bool) (*stream, error) 
 	if err != nil {
 		return nil, err
 	}
-	out := &outlet{pump: s.pump, over: make(chan error, 1)}
+	out := newOutlet(s.pump)
 	out.w = newWriter(g, out.wake)
 	if out.one, err = s.open(interactive, out.wake); err != nil {
 		return nil, err
@@ -50,8 +50,13 @@ func (s *Service) begin(g grpc.ServerStream, interactive bool) (*stream, error) 
 	one.Control(&runnelv1.Control{Control: &runnelv1.Control_Welcome{Welcome: &runnelv1.Welcome{
 		SessionId: sessionID(), ClientId: client, HeartbeatS: uint32(s.cfg.Heartbeat / time.Second), Limits: limits,
 	}}})
-	// Headers at once tell the client that it is connected, and let grpc-go drop what it kept for a retry.
-	return st, g.SendHeader(nil)
+	// Headers at once tell the client that it is connected, and let grpc-go drop what it kept for a retry. They must be the first thing
+	// that is sent.
+	if err := g.SendHeader(nil); err != nil {
+		return st, err
+	}
+	out.start()
+	return st, nil
 }
 
 // end gives back the session and whatever a stuck client holds. Nothing is sent any more.

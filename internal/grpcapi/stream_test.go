@@ -1,0 +1,68 @@
+package grpcapi
+
+import (
+	"context"
+	"log/slog"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"google.golang.org/grpc/metadata"
+
+	"github.com/runnelhq/runnel/internal/broker"
+	"github.com/runnelhq/runnel/internal/budget"
+	"github.com/runnelhq/runnel/internal/session"
+)
+
+// headers is a stream that lets everybody else run while its headers are on their way.
+type headers struct {
+	ctx context.Context
+
+	mu     sync.Mutex
+	events []string
+}
+
+func (h *headers) note(event string) {
+	h.mu.Lock()
+	h.events = append(h.events, event)
+	h.mu.Unlock()
+}
+
+func (h *headers) SendHeader(metadata.MD) error {
+	synctest.Wait()
+	h.note("header")
+	return nil
+}
+
+func (h *headers) SendMsg(any) error           { h.note("message"); return nil }
+func (h *headers) SetHeader(metadata.MD) error { return nil }
+func (h *headers) SetTrailer(metadata.MD)      {}
+func (h *headers) RecvMsg(any) error           { return nil }
+func (h *headers) Context() context.Context    { return h.ctx }
+
+// A worker of the pump must not send before the headers have gone: grpc-go would send them by itself, and refuse the handler's.
+func TestHeadersComeFirst(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		s := New(broker.New(nil, nil, broker.Config{MaxSubscriptions: 1}), session.NewReplayer(), Config{
+			Heartbeat: time.Minute, Silence: time.Minute, SendTimeout: time.Minute, Logger: slog.New(slog.DiscardHandler),
+			Budget: budget.New(1 << 30), Received: func(string) {},
+		})
+		var running sync.WaitGroup
+		running.Go(func() { s.Run(ctx) })
+		h := &headers{ctx: ctx}
+		st, err := s.begin(h, true)
+		if err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		if len(h.events) < 2 || h.events[0] != "header" || h.events[1] != "message" {
+			t.Errorf("sent: %v", h.events)
+		}
+		st.end()
+		cancel()
+		running.Wait()
+		s.Close()
+	})
+}
