@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"runtime/pprof"
 	"sync"
+	"sync/atomic"
+	"time"
 
 	runnelv1 "github.com/runnelhq/runnel/api/runnel/v1"
 	"github.com/runnelhq/runnel/internal/budget"
@@ -205,7 +207,8 @@ func (sub *subscription) readPage(ctx context.Context, snapshot []uint64, after 
 // Replayer reads pages of the log for all sessions that are behind, a few at a time: that is what paces a mass resume. Each
 // page is asked for when the one before was sent, so a reader that takes nothing holds one page and no worker.
 type Replayer struct {
-	cond *sync.Cond
+	cond  *sync.Cond
+	stuck atomic.Int64 // bytes of pages that do not move
 
 	mu     sync.Mutex // guards what follows
 	queue  []*subscription
@@ -257,9 +260,13 @@ func (r *Replayer) work(ctx context.Context) {
 		sub := r.queue[0]
 		r.queue[0] = nil
 		r.queue = r.queue[1:]
-		size := max(minPage, min(maxPage, pageBudget/(len(r.queue)+1)))
+		waiting := len(r.queue)
+		size := max(minPage, min(maxPage, pageBudget/(waiting+1)))
 		r.mu.Unlock()
 		b := sub.s.cfg.Budget
+		if waiting > paceAbove && r.moderate(ctx, b) != nil {
+			return
+		}
 		size = min(size, int(b.Share(budget.Pages)/8))
 		if b.Wait(ctx, budget.Pages, int64(size)) != nil {
 			return
@@ -268,6 +275,45 @@ func (r *Replayer) work(ctx context.Context) {
 		b.Give(budget.Pages, int64(size))
 		sub.read(ctx, size)
 	}
+}
+
+// When many are behind, pages are read no faster than transports take them, so that a mass resume leaves the processors to live events:
+// above paceBytes that are on their way the next page waits. What has not moved for paceMost is with clients that read nothing, and counts
+// no longer.
+const (
+	paceAbove = 8 // subscriptions that wait
+	paceBytes = 128 << 10
+	paceEvery = time.Millisecond
+	paceMost  = 20 * time.Millisecond
+)
+
+// moderate waits until few enough pages are on their way.
+func (r *Replayer) moderate(ctx context.Context, b *budget.Budget) error {
+	if r.few(b) {
+		return nil
+	}
+	t := time.NewTicker(paceEvery)
+	defer t.Stop()
+	for began := time.Now(); !r.few(b); {
+		if time.Since(began) >= paceMost {
+			r.stuck.Store(b.Used(budget.Pages))
+			return nil
+		}
+		select {
+		case <-t.C:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	return nil
+}
+
+func (r *Replayer) few(b *budget.Budget) bool {
+	used, stuck := b.Used(budget.Pages), r.stuck.Load()
+	if used < stuck {
+		r.stuck.Store(used)
+	}
+	return used-stuck < paceBytes
 }
 
 // read queues a subscription; each waits at most once.
