@@ -12,7 +12,6 @@ import (
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/keepalive"
-	"google.golang.org/grpc/metadata"
 
 	runnelv1 "github.com/runnelhq/runnel/api/runnel/v1"
 	"github.com/runnelhq/runnel/internal/compress"
@@ -25,6 +24,8 @@ type Client struct {
 	api  runnelv1.StreamServiceClient
 	o    options
 	ids  *id.Source
+	// tokens is nil without a source.
+	tokens *tokens
 
 	ctx  context.Context
 	stop context.CancelFunc
@@ -36,6 +37,7 @@ type options struct {
 	credentials    credentials.TransportCredentials
 	clientID       string
 	token          string
+	source         TokenSource
 	connectTimeout time.Duration
 	compression    string
 	dial           []grpc.DialOption
@@ -52,7 +54,7 @@ func WithTransportCredentials(c credentials.TransportCredentials) Option {
 // WithClientID names the client to the server: 1 to 128 printable ASCII characters without spaces.
 func WithClientID(id string) Option { return func(o *options) { o.clientID = id } }
 
-// WithToken sends a bearer token with every call.
+// WithToken sends a bearer token with every call. Streams end when it expires; WithTokenSource renews.
 func WithToken(token string) Option { return func(o *options) { o.token = token } }
 
 // WithConnectTimeout bounds how long a call waits for the first connection; default 5 s.
@@ -78,6 +80,9 @@ func Dial(target string, opts ...Option) (*Client, error) {
 	c := &Client{ids: id.NewSource(), o: options{credentials: insecure.NewCredentials(), connectTimeout: 5 * time.Second}}
 	for _, set := range opts {
 		set(&c.o)
+	}
+	if c.o.source != nil {
+		c.tokens = newTokens(c.o.source)
 	}
 	if err := compress.Check(c.o.compression); err != nil {
 		return nil, err
@@ -115,23 +120,21 @@ func (c *Client) Close() error {
 	return err
 }
 
-// outgoing adds what every call carries.
-func (c *Client) outgoing(ctx context.Context) context.Context {
-	if c.o.clientID != "" {
-		ctx = metadata.AppendToOutgoingContext(ctx, "client-id", c.o.clientID)
-	}
-	if c.o.token != "" {
-		ctx = metadata.AppendToOutgoingContext(ctx, "authorization", "Bearer "+c.o.token)
-	}
-	return ctx
-}
-
 // call repeats a unary call while it fails in a way that passes, until ctx ends or the connect timeout is over.
 func call[T any](ctx context.Context, c *Client, f func(context.Context) (T, error)) (T, error) {
 	var b retry
+	refused := ""
 	for deadline := time.Now().Add(c.o.connectTimeout); ; {
-		res, err := f(c.outgoing(ctx))
-		err = wrap(ctx, err)
+		var res T
+		out, token, err := c.outgoing(ctx, refused)
+		if err == nil {
+			res, err = f(out)
+			err = wrap(ctx, err)
+		}
+		if c.unauthenticated(err) && refused == "" {
+			refused = token // once: another may be taken
+			continue
+		}
 		if err == nil || !passing(err) || time.Now().After(deadline) || c.ctx.Err() != nil {
 			return res, err
 		}

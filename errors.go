@@ -24,6 +24,10 @@ const (
 	ReasonSlowConsumer     = "SLOW_CONSUMER"
 	ReasonStorageFull      = "STORAGE_FULL"
 	ReasonStorageFailed    = "STORAGE_FAILED"
+	ReasonUnauthenticated  = "UNAUTHENTICATED"
+	ReasonTokenExpired     = "TOKEN_EXPIRED"
+	ReasonPermissionDenied = "PERMISSION_DENIED"
+	ReasonLimitReached     = "LIMIT_REACHED"
 )
 
 // ErrClosed is returned by whatever was closed by the application.

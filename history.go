@@ -69,6 +69,10 @@ func (c *Client) History(ctx context.Context, pattern string, opts ...HistoryOpt
 				b.reset()
 				deadline = time.Now().Add(c.o.connectTimeout)
 			}
+			if c.unauthenticated(err) && h.refused != h.token {
+				h.refused = h.token
+				continue
+			}
 			// A snapshot of newest events is not a range that could be resumed.
 			if !passing(err) || time.Now().After(deadline) || (h.started && (Start{h.r.GetStart()}).last()) {
 				yield(Event{}, err)
@@ -91,14 +95,21 @@ type history struct {
 	started  bool
 	own      bool // r.Start was made here, so it may be changed
 	progress bool
-	stopped  bool // the application wants no more
-	done     bool // all that was asked for has come
+	token    string // in use
+	refused  string // not taken by the server
+	stopped  bool   // the application wants no more
+	done     bool   // all that was asked for has come
 }
 
 func (h *history) read(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	stream, err := h.c.api.ReadHistory(h.c.outgoing(ctx), h.r)
+	out, token, err := h.c.outgoing(ctx, h.refused)
+	if err != nil {
+		return err
+	}
+	h.token = token
+	stream, err := h.c.api.ReadHistory(out, h.r)
 	if err != nil {
 		return wrap(ctx, err)
 	}

@@ -38,6 +38,11 @@ type Session struct {
 	stop    context.CancelFunc
 	first   chan struct{} // closed when the first connection stands, or the session is over
 
+	// Owned by run.
+	token    string          // of the stream
+	refused  string          // not taken by the server
+	expiring chan<- struct{} // of the stream: the server warns; nil without a TokenSource
+
 	mu      sync.Mutex
 	err     error // why the session is over
 	subs    map[uint32]*Subscription
@@ -129,6 +134,10 @@ func (s *Session) run() {
 		never := !s.joined
 		s.online = false
 		s.mu.Unlock()
+		if s.c.unauthenticated(err) && s.refused != s.token {
+			s.refused = s.token // once: the next may be taken
+			continue
+		}
 		if !passing(err) || never && time.Now().After(deadline) {
 			s.fail(err)
 			return
@@ -153,7 +162,12 @@ func (s *Session) connect() error {
 	if err := s.fillSnapshots(ctx); err != nil {
 		return err
 	}
-	stream, err := s.c.api.EstablishStream(s.c.outgoing(ctx))
+	out, token, err := s.c.outgoing(ctx, s.refused)
+	if err != nil {
+		return err
+	}
+	s.token = token
+	stream, err := s.c.api.EstablishStream(out)
 	if err != nil {
 		return wrap(s.ctx, err)
 	}
@@ -172,7 +186,13 @@ func (s *Session) connect() error {
 		for _, c := range m.controls {
 			if c.GetWelcome() != nil {
 				s.resume()
+				s.refused = ""
 				sender.Go(func() { s.write(ctx, stream) })
+				if s.c.tokens != nil {
+					r := &renewing{s: s, used: token, soon: make(chan struct{}, 1)}
+					s.expiring = r.soon
+					sender.Go(func() { r.run(ctx) })
+				}
 			}
 			if err := s.control(c); err != nil {
 				return err
@@ -272,6 +292,12 @@ func (s *Session) control(c *runnelv1.Control) error {
 			sub.subscribed(m.Subscribed.GetPosition())
 		}
 	case *runnelv1.Control_Notice:
+		if m.Notice.GetKind() == runnelv1.NoticeKind_NOTICE_KIND_TOKEN_EXPIRING && s.expiring != nil {
+			select {
+			case s.expiring <- struct{}{}:
+			default:
+			}
+		}
 		if sub := s.subscription(m.Notice.GetSubscription()); sub != nil {
 			sub.noticed(m.Notice)
 		}

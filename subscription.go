@@ -442,7 +442,12 @@ func (s *Session) fillSnapshots(ctx context.Context) error {
 func (sub *Subscription) fillSnapshot(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	stream, err := sub.s.c.api.ReadHistory(sub.s.c.outgoing(ctx), &runnelv1.ReadHistoryRequest{
+	out, token, err := sub.s.c.outgoing(ctx, sub.s.refused)
+	if err != nil {
+		return err
+	}
+	sub.s.token = token
+	stream, err := sub.s.c.api.ReadHistory(out, &runnelv1.ReadHistoryRequest{
 		Pattern: sub.want.GetPattern(), Start: Last().at, ToOffset: sub.snapshot.Offset,
 	})
 	if err != nil {

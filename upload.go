@@ -29,7 +29,11 @@ type Upload struct {
 
 // Upload begins a bulk publish. The server stops taking events while too many are not yet stored, so Send may wait.
 func (c *Client) Upload(ctx context.Context) (*Upload, error) {
-	stream, err := c.api.PublishStream(c.outgoing(ctx))
+	out, _, err := c.outgoing(ctx, "")
+	if err != nil {
+		return nil, err
+	}
+	stream, err := c.api.PublishStream(out)
 	if err != nil {
 		return nil, wrap(ctx, err)
 	}

@@ -17,11 +17,18 @@ type Config struct {
 	Listen   string // gRPC address; default 127.0.0.1:50051
 	Admin    string // address of metrics and health checks; default 127.0.0.1:9464; "off" for none
 	Data     string // data directory; default "data"
-	Insecure bool   // allows addresses other than loopback
+	Insecure bool   // allows addresses other than loopback without TLS and authentication
 	Dev      bool   // namespaces appear on first use, with Defaults
 
 	DrainTimeout time.Duration // at most this until a stop is forced; default 30 s
 	SendTimeout  time.Duration // a client that takes nothing for this long is cut; default 30 s
+
+	TLS     TLS
+	Issuers map[string]Issuer // of tokens, by a name of your choice
+	Roles   map[string]Role   // by name. Issuers, Roles or TLS.ClientCA turn authentication on
+	// Audit is where it is written who connected, was refused, subscribed, and was cut: log (the server's log), off, or a file that JSON
+	// lines are appended to; auto, the default, is log where there is authentication, else off.
+	Audit string
 
 	Limits     Limits
 	Defaults   Namespace            // what Namespaces leave out
@@ -40,6 +47,15 @@ type Limits struct {
 	MaxSubscriptions        int // of a session; default 100
 	MaxStreamsPerConnection int // default 1,000
 	MaxNamespaces           int // default 1,000
+	MaxConnections          int // at once; 0: no limit
+	// MaxConnectionsPerAddress bounds those of one IP address; 0: 4,096, and no limit for loopback.
+	MaxConnectionsPerAddress int
+	// What all clients together, one client id, and one authenticated subject may do; 0: no limit. PublishRate is events, PublishBytes
+	// their bytes, per second; Sessions and Subscriptions are open at once.
+	ServerPublishRate, ClientPublishRate, SubjectPublishRate       int
+	ServerPublishBytes, ClientPublishBytes, SubjectPublishBytes    int64
+	ServerSessions, ClientSessions, SubjectSessions                int
+	ServerSubscriptions, ClientSubscriptions, SubjectSubscriptions int
 	// MemoryBytes is what the server holds at most for its clients: windows, pages of the log, events on their way, sessions.
 	// Default: a quarter of what the process may use (GOMEMLIMIT, its control group, the machine's memory).
 	MemoryBytes int64
@@ -57,6 +73,44 @@ type Namespace struct {
 	Policies    []string      // policies that may be asked for; empty: all
 	MaxLag      uint64        // events behind before drop-oldest and disconnect act; default 1,024
 	MaxLagAge   time.Duration // age of the oldest event not sent before they act; 0: no limit
+	// What may be published here per second, in events and bytes, and how many subscriptions may follow at once; 0: no limit.
+	PublishRate   int
+	PublishBytes  int64
+	Subscriptions int
+}
+
+// TLS is where certificates are. Files are looked at every second, and taken when they have changed.
+type TLS struct {
+	Cert, Key  string // PEM files; empty: no TLS
+	ClientCA   string // PEM file; clients whose certificates it signed are who their certificates say
+	ClientAuth string // required (default) or optional, where ClientCA is set
+	Identity   string // the part of a certificate that names its client: uri, dns or cn (default)
+	MinVersion string // 1.2 (default) or 1.3
+}
+
+// Issuer is an issuer of tokens (JWT).
+type Issuer struct {
+	Issuer        string   // iss, exactly
+	Audience      []string // one of them must be in aud
+	Algorithms    []string // HS256, or some of RS256, PS256, ES256, EdDSA
+	Keys          []string // files: PEM public keys or certificates, JWK or JWKS; for HS256 the secret, 32 bytes or more
+	JWKS          string   // URL that keys are fetched from: https, or http on loopback
+	ClientClaim   string   // the claim with further client ids of the subject; default client_id
+	SubjectPrefix string   // put before subjects, to keep issuers apart
+}
+
+// Role says who may do what. In patterns {sub} and {claim.NAME} are filled in from the token; > alone is everything; what is denied is
+// denied whatever else allows.
+type Role struct {
+	Claims        []string // NAME=VALUE in the token
+	Subjects      []string // of tokens; * at the end matches the rest
+	Certificates  []string // identities in certificates; * at the end matches the rest
+	Issuers       []string // names of issuers whose tokens count; empty: all
+	Authenticated bool     // everybody who is authenticated
+	Anonymous     bool     // everybody who is not
+
+	Publish, Subscribe, History, Admin                 []string
+	DenyPublish, DenySubscribe, DenyHistory, DenyAdmin []string
 }
 
 var policies = map[string]runnelv1.OverflowPolicy{
@@ -94,14 +148,19 @@ func (c Config) withDefaults() (Config, error) {
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
 	}
-	if !c.Insecure {
-		for _, address := range []string{c.Listen, c.Admin} {
-			if err := loopback(address); err != nil {
-				return c, err
-			}
-		}
+	if err := c.exposed(); err != nil {
+		return c, err
 	}
 	var err error
+	if c.TLS, err = c.TLS.withDefaults(); err != nil {
+		return c, err
+	}
+	if c.Audit == "" || c.Audit == "auto" {
+		c.Audit = "off"
+		if c.authenticates() {
+			c.Audit = "log"
+		}
+	}
 	if c.Defaults, err = c.Defaults.over(Namespace{History: string(engine.HistoryDisk), DedupWindow: 2 * time.Minute, DedupIDs: 1 << 20, Overflow: "catch-up", MaxLag: 1024}); err != nil {
 		return c, fmt.Errorf("defaults: %w", err)
 	}
@@ -121,10 +180,36 @@ func (c Config) withDefaults() (Config, error) {
 // Check returns c with all defaults filled in; an error says in one line what is wrong.
 func (c Config) Check() (Config, error) { return c.withDefaults() }
 
-// ErrNotLoopback is why an address is refused without Insecure.
-var ErrNotLoopback = errors.New("it can be reached from other machines, and there is no TLS and no authentication")
+// ErrExposed is why an address is refused without Insecure.
+var ErrExposed = errors.New("it can be reached from other machines")
 
-func loopback(address string) error {
+// authenticates reports whether clients have to say who they are.
+func (c *Config) authenticates() bool {
+	return len(c.Issuers) > 0 || len(c.Roles) > 0 || c.TLS.ClientCA != ""
+}
+
+// exposed refuses to let other machines in without TLS and authentication.
+func (c *Config) exposed() error {
+	if c.Insecure {
+		return nil
+	}
+	var missing string
+	switch {
+	case c.TLS.Cert == "" && !c.authenticates():
+		missing = "there is no TLS and no authentication"
+	case c.TLS.Cert == "":
+		missing = "there is no TLS, so that tokens could be read on the way"
+	case !c.authenticates():
+		missing = "there is no authentication"
+	}
+	if err := loopback(c.Listen, missing); err != nil {
+		return err
+	}
+	return loopback(c.Admin, "metrics have neither TLS nor authentication")
+}
+
+// loopback refuses an address that other machines can reach if something is missing.
+func loopback(address, missing string) error {
 	if address == "off" {
 		return nil
 	}
@@ -132,10 +217,10 @@ func loopback(address string) error {
 	if err != nil {
 		return fmt.Errorf("bad address %q: it must be HOST:PORT", address)
 	}
-	if ip := net.ParseIP(host); host == "localhost" || ip != nil && ip.IsLoopback() {
+	if ip := net.ParseIP(host); missing == "" || host == "localhost" || ip != nil && ip.IsLoopback() {
 		return nil
 	}
-	return fmt.Errorf("will not listen on %s: %w; --insecure allows it all the same", address, ErrNotLoopback)
+	return fmt.Errorf("will not listen on %s: %w, and %s; --insecure allows it all the same", address, ErrExposed, missing)
 }
 
 // over fills in n from defaults and checks it.
@@ -149,6 +234,9 @@ func (n Namespace) over(d Namespace) (Namespace, error) {
 	set(&n.Overflow, d.Overflow)
 	set(&n.MaxLag, d.MaxLag)
 	set(&n.MaxLagAge, d.MaxLagAge)
+	set(&n.PublishRate, d.PublishRate)
+	set(&n.PublishBytes, d.PublishBytes)
+	set(&n.Subscriptions, d.Subscriptions)
 	if n.Policies == nil {
 		n.Policies = d.Policies
 	}

@@ -18,7 +18,6 @@ import (
 
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/health"
 	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/keepalive"
@@ -51,6 +50,7 @@ type Server struct {
 	metrics  *admin.Metrics
 	health   *health.Server
 	budget   *budget.Budget
+	security *security
 
 	mu  sync.Mutex
 	ran bool
@@ -64,6 +64,9 @@ func New(cfg Config) (*Server, error) {
 		return nil, err
 	}
 	s := &Server{cfg: cfg, listener: cfg.Listener, metrics: admin.NewMetrics(), health: health.NewServer()}
+	if s.security, err = newSecurity(&cfg); err != nil {
+		return nil, err
+	}
 	s.budget = budget.New(cfg.Limits.MemoryBytes)
 	var kinds []string
 	for _, k := range budget.Kinds() {
@@ -86,6 +89,10 @@ func New(cfg Config) (*Server, error) {
 	if err != nil {
 		s.closeListeners()
 		return nil, err
+	}
+	if err := s.security.open(&cfg); err != nil {
+		s.closeListeners()
+		return nil, errors.Join(err, s.engine.Close())
 	}
 	return s, nil
 }
@@ -145,7 +152,7 @@ func (s *Server) Close() error {
 	}
 	s.ran = true
 	s.closeListeners()
-	return s.engine.Close()
+	return errors.Join(s.engine.Close(), s.security.close())
 }
 
 // Run serves until ctx ends, then drains: health says NOT_SERVING, sessions are told to move and are ended, and what is still
@@ -170,6 +177,10 @@ func (s *Server) Run(ctx context.Context) error {
 	})
 	g := s.grpcServer()
 	runnelv1.RegisterStreamServiceServer(g, api)
+	runnelv1.RegisterAdminServiceServer(g, admin.NewService(admin.ServiceConfig{
+		Administrator: s.security.guard.Administrator, Revocations: s.security.revocations, Sever: s.security.guard.Sever,
+		Expires: s.security.guard.Expires, Audit: s.security.audit,
+	}))
 	healthv1.RegisterHealthServer(g, s.health)
 	reflection.Register(g)
 	s.health.SetServingStatus(runnelv1.StreamService_ServiceDesc.ServiceName, healthv1.HealthCheckResponse_SERVING)
@@ -179,6 +190,7 @@ func (s *Server) Run(ctx context.Context) error {
 	var background errgroup.Group
 	background.Go(func() error { replayer.Run(parts, 2*runtime.GOMAXPROCS(0)); return nil })
 	background.Go(func() error { api.Run(parts); return nil })
+	background.Go(func() error { s.security.run(parts, s.cfg.Logger); return nil })
 	if s.admin != nil {
 		background.Go(func() error { return admin.Serve(parts, s.admin, s.metrics, s.ready) })
 	}
@@ -200,23 +212,29 @@ func (s *Server) Run(ctx context.Context) error {
 	api.Close()
 	h.Close()
 	stop()
-	return errors.Join(err, background.Wait(), s.engine.Close())
+	return errors.Join(err, background.Wait(), s.engine.Close(), s.security.close())
 }
 
 func (s *Server) grpcServer() *grpc.Server {
-	return grpc.NewServer(
-		grpc.Creds(grpcapi.Credentials(insecure.NewCredentials())),
+	options := []grpc.ServerOption{
+		grpc.Creds(s.security.gate),
 		grpc.ForceServerCodecV2(grpcapi.Codec()),
 		grpc.MaxConcurrentStreams(uint32(s.cfg.Limits.MaxStreamsPerConnection)),
-		grpc.MaxHeaderListSize(16<<10),
-		grpc.MaxRecvMsgSize(s.cfg.Limits.MaxPayloadBytes+requestExtra),
-		grpc.ConnectionTimeout(10*time.Second),
+		grpc.MaxHeaderListSize(16 << 10),
+		grpc.MaxRecvMsgSize(s.cfg.Limits.MaxPayloadBytes + requestExtra),
+		grpc.ConnectionTimeout(10 * time.Second),
 		grpc.WaitForHandlers(true),
 		grpc.WriteBufferSize(grpcapi.WriteBuffer),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 30 * time.Second, Timeout: 10 * time.Second}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),
-		grpc.StreamInterceptor(s.countStreams),
-	)
+		grpc.ChainUnaryInterceptor(s.security.guard.Unary),
+		grpc.ChainStreamInterceptor(s.security.guard.Stream, s.countStreams),
+	}
+	if s.security.certs != nil {
+		// TLS has a buffer of its own; on plain connections grpc-go's is pooled.
+		options = append(options, grpc.ReadBufferSize(0))
+	}
+	return grpc.NewServer(options...)
 }
 
 // countStreams keeps the gauge of open streams; only services of our own can be in its label.

@@ -11,9 +11,11 @@ import (
 	"unicode/utf8"
 
 	runnelv1 "github.com/runnelhq/runnel/api/runnel/v1"
+	"github.com/runnelhq/runnel/internal/auth"
 	"github.com/runnelhq/runnel/internal/engine"
 	"github.com/runnelhq/runnel/internal/hub"
 	"github.com/runnelhq/runnel/internal/id"
+	"github.com/runnelhq/runnel/internal/limit"
 	"github.com/runnelhq/runnel/internal/topic"
 	"github.com/runnelhq/runnel/internal/wire"
 )
@@ -40,6 +42,24 @@ const maxField = 255
 
 // maxSnapshot is the most topics a last_event start may match.
 const maxSnapshot = 1 << 20
+
+// Caller is who asks.
+type Caller struct {
+	Client string        // id: the publisher of its events
+	Access *auth.Access  // nil: it may do everything
+	Limits *limit.Client // nil: none
+}
+
+// may is nil if the caller may do one of the verbs on all that p matches. It comes before any look at what exists.
+func (c *Caller) may(p topic.Pattern, verbs ...auth.Verb) error {
+	for _, v := range verbs {
+		if c.Access.Allowed(v, p) {
+			return nil
+		}
+	}
+	words := map[auth.Verb]string{auth.Publish: "publish to", auth.Subscribe: "subscribe to", auth.History: "read the history of", auth.Admin: "administer"}
+	return &ForbiddenError{words[verbs[len(verbs)-1]], p.String()}
+}
 
 // Broker applies the rules.
 type Broker struct {
@@ -68,9 +88,9 @@ type Outcome struct {
 	Err      error
 }
 
-// Publish appends events in the order given, as the client of that id, and returns one Outcome each. ordered: behind the first
+// Publish appends events in the order given, as who, and returns one Outcome each. ordered: behind the first
 // failure nothing is stored, and the outcomes hold engine.ErrSkipped.
-func (b *Broker) Publish(ctx context.Context, client string, requests []*runnelv1.PublishRequest, ordered bool) []Outcome {
+func (b *Broker) Publish(ctx context.Context, who Caller, requests []*runnelv1.PublishRequest, ordered bool) []Outcome {
 	out := make([]Outcome, len(requests))
 	entries := make([]engine.Entry, 0, len(requests))
 	for start := 0; start < len(requests); {
@@ -79,7 +99,7 @@ func (b *Broker) Publish(ctx context.Context, client string, requests []*runnelv
 		end := start
 		var bad error
 		for ; end < len(requests); end++ {
-			en, err := b.entry(client, requests[end])
+			en, err := b.entry(&who, requests[end])
 			if err != nil {
 				bad = err
 				break
@@ -89,7 +109,7 @@ func (b *Broker) Publish(ctx context.Context, client string, requests []*runnelv
 			}
 			entries = append(entries, en)
 		}
-		ok := b.appendRun(ctx, entries, ordered, out[start:end])
+		ok := b.appendRun(ctx, &who, entries, ordered, out[start:end])
 		start = end
 		if bad != nil && ok {
 			out[start].Err = bad
@@ -107,7 +127,7 @@ func (b *Broker) Publish(ctx context.Context, client string, requests []*runnelv
 }
 
 // appendRun appends entries of one namespace; false if ordered and one of them failed.
-func (b *Broker) appendRun(ctx context.Context, entries []engine.Entry, ordered bool, out []Outcome) bool {
+func (b *Broker) appendRun(ctx context.Context, who *Caller, entries []engine.Entry, ordered bool, out []Outcome) bool {
 	if len(entries) == 0 {
 		return true
 	}
@@ -121,6 +141,16 @@ func (b *Broker) appendRun(ctx context.Context, entries []engine.Entry, ordered 
 	if err != nil {
 		return fail(err)
 	}
+	// What a limit refuses is refused with all that is behind it, or the order would be lost.
+	ok := true
+	if n, err := b.within(who, entries); err != nil {
+		for i := range out[n:] {
+			out[n+i].Err = err
+		}
+		if entries, out, ok = entries[:n], out[:n], !ordered; n == 0 {
+			return ok
+		}
+	}
 	mode := engine.AppendEach
 	if ordered {
 		mode = engine.AppendOrdered
@@ -131,7 +161,6 @@ func (b *Broker) appendRun(ctx context.Context, entries []engine.Entry, ordered 
 		return fail(err)
 	}
 	state := log.State()
-	ok := true
 	for i, r := range results {
 		if r.Err != nil {
 			out[i].Err = r.Err
@@ -146,11 +175,27 @@ func (b *Broker) appendRun(ctx context.Context, entries []engine.Entry, ordered 
 	return ok
 }
 
+// within returns how many of the entries, which are of one namespace, are within the caller's limits, and why the next is not.
+func (b *Broker) within(who *Caller, entries []engine.Entry) (int, error) {
+	if who.Limits == nil {
+		return len(entries), nil
+	}
+	for i := range entries {
+		if err := who.Limits.Publish(entries[i].Topic.Namespace(), len(entries[i].Body)); err != nil {
+			return i, err
+		}
+	}
+	return len(entries), nil
+}
+
 // entry checks a request and encodes its event.
-func (b *Broker) entry(client string, r *runnelv1.PublishRequest) (engine.Entry, error) {
+func (b *Broker) entry(who *Caller, r *runnelv1.PublishRequest) (engine.Entry, error) {
 	n, err := topic.Parse(r.GetTopic())
 	if err != nil {
 		return engine.Entry{}, &InvalidError{"topic", err.Error()}
+	}
+	if err := who.may(n.Pattern(), auth.Publish); err != nil {
+		return engine.Entry{}, err
 	}
 	if size := len(r.GetPayload()); size > b.cfg.MaxPayload {
 		return engine.Entry{}, &TooLargeError{"payload", size, b.cfg.MaxPayload}
@@ -184,15 +229,18 @@ func (b *Broker) entry(client string, r *runnelv1.PublishRequest) (engine.Entry,
 			return engine.Entry{}, err
 		}
 	}
-	en.Body = wire.AppendBody(make([]byte, 0, wire.BodySize(n, en.ID, client, r)+wire.MaxTrailer), n, en.ID, client, r)
+	en.Body = wire.AppendBody(make([]byte, 0, wire.BodySize(n, en.ID, who.Client, r)+wire.MaxTrailer), n, en.ID, who.Client, r)
 	return en, nil
 }
 
 // Topic describes one topic.
-func (b *Broker) Topic(ctx context.Context, name string) (*runnelv1.Topic, error) {
+func (b *Broker) Topic(ctx context.Context, who Caller, name string) (*runnelv1.Topic, error) {
 	n, err := topic.Parse(name)
 	if err != nil {
 		return nil, &InvalidError{"topic", err.Error()}
+	}
+	if err := who.may(n.Pattern(), auth.Subscribe, auth.History); err != nil {
+		return nil, err
 	}
 	log, err := b.engine.Log(n.Namespace())
 	if err != nil {
@@ -213,8 +261,8 @@ const (
 )
 
 // Topics lists a page of the topics that match a pattern.
-func (b *Broker) Topics(ctx context.Context, r *runnelv1.ListTopicsRequest) (*runnelv1.ListTopicsResponse, error) {
-	p, log, err := b.pattern("pattern", r.GetPattern())
+func (b *Broker) Topics(ctx context.Context, who Caller, r *runnelv1.ListTopicsRequest) (*runnelv1.ListTopicsResponse, error) {
+	p, log, err := b.pattern(&who, r.GetPattern(), auth.Subscribe, auth.History)
 	if err != nil {
 		return nil, err
 	}
@@ -246,10 +294,14 @@ func (b *Broker) Topics(ctx context.Context, r *runnelv1.ListTopicsRequest) (*ru
 	return res, nil
 }
 
-func (b *Broker) pattern(field, s string) (topic.Pattern, engine.Log, error) {
+// pattern reads a request's pattern and finds its log, for somebody who may do one of the verbs there.
+func (b *Broker) pattern(who *Caller, s string, verbs ...auth.Verb) (topic.Pattern, engine.Log, error) {
 	p, err := topic.ParsePattern(s)
 	if err != nil {
-		return p, nil, &InvalidError{field, err.Error()}
+		return p, nil, &InvalidError{"pattern", err.Error()}
+	}
+	if err := who.may(p, verbs...); err != nil {
+		return p, nil, err
 	}
 	log, err := b.engine.Log(p.Namespace())
 	return p, log, err

@@ -10,6 +10,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	runnelv1 "github.com/runnelhq/runnel/api/runnel/v1"
+	"github.com/runnelhq/runnel/internal/auth"
 	"github.com/runnelhq/runnel/internal/engine"
 	"github.com/runnelhq/runnel/internal/session"
 	"github.com/runnelhq/runnel/internal/topic"
@@ -30,8 +31,8 @@ func describe(t engine.TopicState, s engine.State) (*runnelv1.Topic, error) {
 }
 
 // Subscribe checks a subscription, looks up where it starts, and adds it to the session.
-func (b *Broker) Subscribe(ctx context.Context, s *session.Session, request uint64, r *runnelv1.Subscription) error {
-	p, log, err := b.pattern("pattern", r.GetPattern())
+func (b *Broker) Subscribe(ctx context.Context, s *session.Session, request uint64, who Caller, r *runnelv1.Subscription) (err error) {
+	p, log, err := b.pattern(&who, r.GetPattern(), auth.Subscribe)
 	if err != nil {
 		return err
 	}
@@ -41,6 +42,17 @@ func (b *Broker) Subscribe(ctx context.Context, s *session.Session, request uint
 	}
 	if err := b.policy(&o, r.GetOverflow(), log.State().History); err != nil {
 		return err
+	}
+	if who.Limits != nil {
+		if err := who.Limits.Subscribe(p.Namespace()); err != nil {
+			return err
+		}
+		o.Release = func() { who.Limits.Unsubscribe(p.Namespace()) }
+		defer func() {
+			if err != nil {
+				o.Release()
+			}
+		}()
 	}
 	conflating := o.Policy == runnelv1.OverflowPolicy_OVERFLOW_POLICY_CONFLATE
 	// The feed comes first: what is appended from here on is in its window, whatever the log answers below.
@@ -163,6 +175,7 @@ type History struct {
 
 	log      engine.Log
 	pattern  topic.Pattern
+	verbs    []auth.Verb // of which one is needed
 	snapshot []uint64
 	at, to   uint64
 	left     uint64 // events that may still be read
@@ -175,8 +188,13 @@ type Chunk struct {
 }
 
 // ReadHistory checks a request and finds where to begin.
-func (b *Broker) ReadHistory(ctx context.Context, r *runnelv1.ReadHistoryRequest) (*History, error) {
-	p, log, err := b.pattern("pattern", r.GetPattern())
+func (b *Broker) ReadHistory(ctx context.Context, who Caller, r *runnelv1.ReadHistoryRequest) (*History, error) {
+	// The newest event of each topic is what a subscription begins with, too: after a break a client reads the rest of that here.
+	verbs := []auth.Verb{auth.History}
+	if _, last := r.GetStart().GetAt().(*runnelv1.StartPosition_LastEvent); last {
+		verbs = []auth.Verb{auth.Subscribe, auth.History}
+	}
+	p, log, err := b.pattern(&who, r.GetPattern(), verbs...)
 	if err != nil {
 		return nil, err
 	}
@@ -184,7 +202,7 @@ func (b *Broker) ReadHistory(ctx context.Context, r *runnelv1.ReadHistoryRequest
 	if !s.History {
 		return nil, &InvalidError{"pattern", "this namespace keeps no history"}
 	}
-	h := &History{Epoch: s.Epoch, log: log, pattern: p, to: s.Head, left: uint64(r.GetLimit())}
+	h := &History{Epoch: s.Epoch, log: log, pattern: p, verbs: verbs, to: s.Head, left: uint64(r.GetLimit())}
 	if r.GetLimit() == 0 {
 		h.left = ^uint64(0)
 	}
@@ -204,8 +222,11 @@ func (b *Broker) ReadHistory(ctx context.Context, r *runnelv1.ReadHistoryRequest
 	return h, err
 }
 
-// Next reads on; nil at the end.
-func (h *History) Next(ctx context.Context) (*Chunk, error) {
+// Next reads on, for somebody who may still do so; nil at the end.
+func (h *History) Next(ctx context.Context, access *auth.Access) (*Chunk, error) {
+	if err := (&Caller{Access: access}).may(h.pattern, h.verbs...); err != nil {
+		return nil, err
+	}
 	if h.left == 0 {
 		return nil, nil
 	}

@@ -20,7 +20,8 @@ func (a *app) config() *cobra.Command {
 }
 
 func (a *app) configInit() *cobra.Command {
-	var force bool
+	var force, secure bool
+	var hosts []string
 	c := &cobra.Command{
 		Use:   "init [FILE]",
 		Short: "Write a configuration with every key explained (default runnel.yaml, - for stdout)",
@@ -30,17 +31,33 @@ func (a *app) configInit() *cobra.Command {
 			if len(args) == 1 {
 				path = args[0]
 			}
+			text := config.Template()
+			if secure {
+				text = append(text, devSections...)
+			}
 			if path == "-" {
-				_, err := a.out.Write(config.Template())
+				if secure {
+					return usagef("--tls writes files beside the configuration; name a file for that, not -")
+				}
+				_, err := a.out.Write(text)
 				return err
 			}
-			if err := writeNew(path, config.Template(), force); err != nil {
+			if err := writeNew(path, text, force); err != nil {
 				return err
 			}
-			_, err := fmt.Fprintf(a.out, "wrote %s\n", path)
+			wrote := path
+			if secure {
+				if err := writeDevFiles(hosts); err != nil {
+					return err
+				}
+				wrote += ", and certificates, keys and a secret in " + devDir + "/"
+			}
+			_, err := fmt.Fprintf(a.out, "wrote %s\n", wrote)
 			return err
 		},
 	}
+	c.Flags().BoolVar(&secure, "tls", false, "with TLS, tokens and roles for development: makes a CA, certificates and a secret in "+devDir+"/")
+	c.Flags().StringArrayVar(&hosts, "host", nil, "with --tls: a further name or IP address of the server, may be repeated")
 	c.Flags().BoolVar(&force, "force", false, "write over an existing file")
 	return c
 }

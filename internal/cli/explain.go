@@ -42,6 +42,9 @@ func (a *app) explain(err error) string {
 		runnel.ReasonOffsetConflict:   "read the topic again and publish with --expect as it stands now",
 		runnel.ReasonTooLarge:         "send less, or raise the limit in the server's configuration",
 		runnel.ReasonStorageFull:      "free some space on the server's disk; it takes events again by itself",
+		runnel.ReasonUnauthenticated:  "give one with --token or RUNNEL_TOKEN, or --tls-cert and --tls-key",
+		runnel.ReasonTokenExpired:     "get a new one",
+		runnel.ReasonPermissionDenied: "ask for a role that grants it",
 		runnel.ReasonSlowConsumer:     "go on with --from " + e.Facts["position"] + ", or choose another --policy",
 	}[e.Reason]
 	if advice == "" {
@@ -71,6 +74,16 @@ func (a *app) explainBroken(err error) string {
 }
 
 func (a *app) unreachable(cause string) string {
+	switch {
+	case strings.Contains(cause, "x509:"):
+		return oneLine(fmt.Sprintf("the certificate of %s is not trusted: %s; name its CA with --tls-ca", a.server, cause[strings.Index(cause, "x509:")+len("x509: "):]))
+	case strings.Contains(cause, "first record does not look like a TLS handshake"):
+		return fmt.Sprintf("%s does not speak TLS; leave out the --tls flags", a.server)
+	case strings.Contains(cause, "server preface") && !a.tls.used():
+		return fmt.Sprintf("%s does not answer in plain text; if it speaks TLS, add --tls, or --tls-ca with its CA", a.server)
+	case strings.Contains(cause, "remote error: tls:"):
+		return oneLine(fmt.Sprintf("%s does not take this client's certificate (%s); give one that it trusts with --tls-cert and --tls-key", a.server, cause))
+	}
 	return oneLine(fmt.Sprintf("cannot reach a Runnel server at %s: %s; start one with \"runnel serve --dev\" or set --server", a.server, cause))
 }
 

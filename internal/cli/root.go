@@ -25,6 +25,7 @@ type app struct {
 	server      string
 	token       string
 	compression string
+	tls         clientTLS
 	in          io.Reader
 	out         io.Writer
 	err         io.Writer
@@ -88,8 +89,9 @@ func (a *app) root() *cobra.Command {
 	root.PersistentFlags().StringVar(&a.server, "server", server, "address of the server (RUNNEL_SERVER)")
 	root.PersistentFlags().StringVar(&a.compression, "compression", "", "compress what goes over the wire: gzip or zstd (default not)")
 	root.PersistentFlags().StringVar(&a.token, "token", os.Getenv("RUNNEL_TOKEN"), "bearer token (RUNNEL_TOKEN)")
+	a.tls.flags(root.PersistentFlags())
 	root.PersistentFlags().Lookup("token").DefValue = "" // a help text must not show a secret
-	root.AddCommand(a.demo(), a.demoWorker(), a.serve(), a.pub(), a.sub(), a.history(), a.topics(), a.replay(), a.bench(), a.config(), a.version())
+	root.AddCommand(a.demo(), a.demoWorker(), a.serve(), a.pub(), a.sub(), a.history(), a.topics(), a.replay(), a.bench(), a.config(), a.tokenCommand(), a.version())
 	root.InitDefaultCompletionCmd()
 	if c, _, err := root.Find([]string{"completion"}); err == nil {
 		choose(c, "bash, zsh, fish or powershell")
@@ -123,6 +125,13 @@ func (a *app) dial(opts ...runnel.Option) (*runnel.Client, error) {
 	}
 	if a.compression != "" {
 		opts = append(opts, runnel.WithCompression(a.compression))
+	}
+	secure, err := a.tls.option()
+	if err != nil {
+		return nil, err
+	}
+	if secure != nil {
+		opts = append(opts, secure)
 	}
 	client, err := runnel.Dial(a.server, opts...)
 	if err != nil {

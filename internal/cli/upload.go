@@ -139,6 +139,9 @@ func (u *uploader) insist(ctx context.Context, f func(context.Context) error) er
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
+		if u.progressed(err) {
+			since, wait = time.Time{}, 50*time.Millisecond
+		}
 		if !passes(err) || !since.IsZero() && time.Since(since) > patience {
 			return u.failed(err)
 		}
@@ -146,7 +149,7 @@ func (u *uploader) insist(ctx context.Context, f func(context.Context) error) er
 			since = time.Now()
 			u.broken(err, len(u.ends))
 		}
-		pause := time.NewTimer(wait/2 + rand.N(wait/2))
+		pause := time.NewTimer(retryAfter(err) + wait/2 + rand.N(wait/2))
 		select {
 		case <-pause.C:
 		case <-ctx.Done():
@@ -154,6 +157,35 @@ func (u *uploader) insist(ctx context.Context, f func(context.Context) error) er
 			return ctx.Err()
 		}
 	}
+}
+
+// progressed takes what a refused upload has stored all the same out of what is held, and says whether that is anything. A limit on the
+// rate lets through so much at a time.
+func (u *uploader) progressed(err error) bool {
+	var e *runnel.Error
+	if !passes(err) || !errors.As(err, &e) || e.Summary == nil || e.Summary.Accepted == 0 || e.Summary.Accepted > uint64(len(u.ends)) {
+		return false
+	}
+	n := int(e.Summary.Accepted)
+	cut := u.ends[n-1]
+	u.payload = append(u.payload[:0], u.payload[cut:]...)
+	rest := u.ends[:0]
+	for _, end := range u.ends[n:] {
+		rest = append(rest, end-cut)
+	}
+	u.ends, u.sent = rest, 0
+	u.stored(e.Summary)
+	e.Summary = nil // it is counted
+	return true
+}
+
+// retryAfter is how long the server asked to wait.
+func retryAfter(err error) time.Duration {
+	var e *runnel.Error
+	if errors.As(err, &e) {
+		return e.RetryAfter
+	}
+	return 0
 }
 
 // passes says that the same upload may succeed later: the server says so, or the connection broke.

@@ -22,7 +22,6 @@ import (
 
 	"github.com/spf13/pflag"
 
-	"github.com/runnelhq/runnel/internal/topic"
 	"github.com/runnelhq/runnel/server"
 )
 
@@ -93,14 +92,15 @@ func Load(path string, flags *pflag.FlagSet, environ []string) (*Config, []Probl
 // layer hides it; only what is right gets into values.
 type loader struct {
 	path     string
-	values   map[string]string // by key, as text
-	sources  map[string]string // by key
-	names    map[string]bool   // of namespaces
+	values   map[string]string          // by key, as text
+	sources  map[string]string          // by key
+	names    map[string]map[string]bool // of the things in each family
+	places   map[string]string          // by things that have names: where they begin
 	problems []Problem
 }
 
 func newLoader(path string) *loader {
-	return &loader{path: path, values: map[string]string{}, sources: map[string]string{}, names: map[string]bool{}}
+	return &loader{path: path, values: map[string]string{}, sources: map[string]string{}, places: map[string]string{}, names: map[string]map[string]bool{}}
 }
 
 func (l *loader) problem(source, format string, args ...any) {
@@ -125,10 +125,18 @@ func (l *loader) accept(source, label, key, text string) {
 		return
 	}
 	l.values[key], l.sources[key] = text, source
-	if rest, ok := strings.CutPrefix(key, "namespaces."); ok {
+	if section, rest, ok := strings.Cut(key, "."); ok && familyOf(section) != nil {
 		name, _, _ := strings.Cut(rest, ".")
-		l.names[name] = true
+		l.name(section, name)
 	}
+}
+
+// name notes that there is a thing of that name.
+func (l *loader) name(section, name string) {
+	if l.names[section] == nil {
+		l.names[section] = map[string]bool{}
+	}
+	l.names[section][name] = true
 }
 
 const prefix = "RUNNEL_"
@@ -160,11 +168,15 @@ func (l *loader) variableKey(rest string) (string, error) {
 			return key, nil
 		}
 	}
-	if name, ok := strings.CutPrefix(rest, "NAMESPACES_"); ok {
-		for _, o := range namespaceOptions {
-			if name, ok := strings.CutSuffix(name, "_"+strings.ToUpper(o.key)); ok {
-				name, err := l.namespace(name)
-				return "namespaces." + name + "." + o.key, err
+	for _, f := range families {
+		name, ok := strings.CutPrefix(rest, inVariable(f.section)+"_")
+		if !ok {
+			continue
+		}
+		for _, key := range f.keys {
+			if name, ok := strings.CutSuffix(name, "_"+strings.ToUpper(key)); ok {
+				name, err := l.named(f.section, name)
+				return f.section + "." + name + "." + key, err
 			}
 		}
 	}
@@ -172,20 +184,20 @@ func (l *loader) variableKey(rest string) (string, error) {
 }
 
 // namespace is the namespace that a variable names.
-func (l *loader) namespace(name string) (string, error) {
+func (l *loader) named(section, name string) (string, error) {
 	var found []string
-	for candidate := range l.names {
+	for candidate := range l.names[section] {
 		if inVariable(candidate) == name {
 			found = append(found, candidate)
 		}
 	}
 	switch slices.Sort(found); len(found) {
 	case 0:
-		return topic.ParseNamespace(strings.ToLower(name))
+		return checkName(section, strings.ToLower(name))
 	case 1:
 		return found[0], nil
 	}
-	return "", fmt.Errorf("it may mean any of the namespaces %s; set it in the file", strings.Join(found, ", "))
+	return "", fmt.Errorf("it may mean any of the %s %s; set it in the file", section, strings.Join(found, ", "))
 }
 
 // inVariable is a key or name as variables have it.

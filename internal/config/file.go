@@ -52,7 +52,7 @@ func (l *loader) syntax(err error) {
 
 // isSection reports whether a key holds keys rather than a value.
 func isSection(key string) bool {
-	return key == "limits" || key == "defaults" || key == "namespaces"
+	return key == "limits" || key == "defaults" || key == "tls" || familyOf(key) != nil
 }
 
 // section reads the keys below at.
@@ -76,12 +76,13 @@ func (l *loader) section(n *yaml.Node, at string) {
 		lines[name.Value] = name.Line
 		dotted := strings.Contains(name.Value, ".") // here dots are nesting, never part of a name
 		switch {
-		case at == "namespaces":
-			if _, err := topic.ParseNamespace(name.Value); err != nil {
-				l.problem(l.line(name), "namespaces: %v", err)
+		case familyOf(at) != nil:
+			if _, err := checkName(at, name.Value); err != nil {
+				l.problem(l.line(name), "%s: %v", at, err)
 				continue
 			}
-			l.names[name.Value] = true
+			l.name(at, name.Value)
+			l.places[key] = l.line(name)
 			l.section(v, key)
 		case isSection(key):
 			l.section(v, key)
@@ -105,7 +106,12 @@ func (l *loader) text(n *yaml.Node, key string) (string, bool) {
 	case n.Kind == yaml.ScalarNode:
 		return n.Value, true
 	}
-	if _, is := lookup(key).(list); !is || n.Kind != yaml.SequenceNode {
+	many := false
+	switch lookup(key).(type) {
+	case list, texts:
+		many = true
+	}
+	if !many || n.Kind != yaml.SequenceNode {
 		l.problem(l.line(n), "%s: takes one value, not a list or keys", key)
 		return "", false
 	}
@@ -113,6 +119,10 @@ func (l *loader) text(n *yaml.Node, key string) (string, bool) {
 	for _, e := range n.Content {
 		if e = follow(e); e.Kind != yaml.ScalarNode {
 			l.problem(l.line(e), "%s: must be a list of plain values", key)
+			return "", false
+		}
+		if strings.Contains(e.Value, ",") {
+			l.problem(l.line(e), "%s: %s holds a comma, which separates values", key, quote(e.Value))
 			return "", false
 		}
 		words = append(words, e.Value)
@@ -130,18 +140,20 @@ func follow(n *yaml.Node) *yaml.Node {
 
 // known lists the keys of a section.
 func known(at string) string {
-	if at == "namespaces" {
-		return "names of namespaces"
+	section, _, inside := strings.Cut(at, ".")
+	if f := familyOf(section); f != nil && inside {
+		return strings.Join(slices.Sorted(slices.Values(f.keys)), ", ")
+	} else if f != nil {
+		return "names of " + section
 	}
 	if at != "" {
 		at += "."
 	}
-	if strings.HasPrefix(at, "namespaces.") {
-		at = "defaults."
-	}
 	keys := map[string]bool{}
 	if at == "" {
-		keys["namespaces"] = true
+		for _, f := range families {
+			keys[f.section] = true
+		}
 	}
 	for _, key := range fixedKeys() {
 		if rest, ok := strings.CutPrefix(key, at); ok {
@@ -150,6 +162,15 @@ func known(at string) string {
 		}
 	}
 	return strings.Join(slices.Sorted(maps.Keys(keys)), ", ")
+}
+
+// checkName returns the name of a thing in a family. All are spelled as namespaces are.
+func checkName(section, name string) (string, error) {
+	s, err := topic.ParseNamespace(name)
+	if err != nil && section != "namespaces" {
+		return s, fmt.Errorf("bad name %s: use letters, digits, _ and -", quote(name))
+	}
+	return s, err
 }
 
 // printable is a key as it is, unless it would not print well.

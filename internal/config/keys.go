@@ -2,6 +2,7 @@ package config
 
 import (
 	"cmp"
+	"maps"
 	"slices"
 	"strings"
 
@@ -19,6 +20,8 @@ type option[T any] struct {
 var (
 	histories = []string{"disk", "os", "memory", "none"}
 	overflows = []string{"catch-up", "drop-oldest", "conflate", "disconnect"}
+
+	algorithms = []string{"HS256", "RS256", "PS256", "ES256", "EdDSA"}
 )
 
 var options = []option[Config]{
@@ -40,6 +43,20 @@ var options = []option[Config]{
 		func(c *Config) value { return span{&c.Server.DrainTimeout, false} }},
 	{"send_timeout", "30s",
 		func(c *Config) value { return span{&c.Server.SendTimeout, false} }},
+	{"audit", "auto",
+		func(c *Config) value { return text{&c.Server.Audit} }},
+	{"tls.cert", "",
+		func(c *Config) value { return text{&c.Server.TLS.Cert} }},
+	{"tls.key", "",
+		func(c *Config) value { return text{&c.Server.TLS.Key} }},
+	{"tls.client_ca", "",
+		func(c *Config) value { return text{&c.Server.TLS.ClientCA} }},
+	{"tls.client_auth", "",
+		func(c *Config) value { return choice{&c.Server.TLS.ClientAuth, []string{"required", "optional"}} }},
+	{"tls.identity", "cn",
+		func(c *Config) value { return choice{&c.Server.TLS.Identity, []string{"uri", "dns", "cn"}} }},
+	{"tls.min_version", "1.2",
+		func(c *Config) value { return choice{&c.Server.TLS.MinVersion, []string{"1.2", "1.3"}} }},
 	{"limits.max_payload_bytes", "1MiB",
 		func(c *Config) value { return size[int]{&c.Server.Limits.MaxPayloadBytes, 1, 1 << 30} }},
 	{"limits.max_headers_bytes", "16KiB",
@@ -50,11 +67,87 @@ var options = []option[Config]{
 		func(c *Config) value { return count[int]{&c.Server.Limits.MaxStreamsPerConnection, 1, 1 << 30} }},
 	{"limits.max_namespaces", "1000",
 		func(c *Config) value { return count[int]{&c.Server.Limits.MaxNamespaces, 1, 1 << 30} }},
+	{"limits.max_connections", "0",
+		func(c *Config) value { return count[int]{&c.Server.Limits.MaxConnections, 0, 1 << 30} }},
+	{"limits.max_connections_per_address", "0",
+		func(c *Config) value { return count[int]{&c.Server.Limits.MaxConnectionsPerAddress, 0, 1 << 30} }},
+	{"limits.server_publish_rate", "0",
+		func(c *Config) value { return count[int]{&c.Server.Limits.ServerPublishRate, 0, 1 << 30} }},
+	{"limits.server_publish_bytes", "0",
+		func(c *Config) value { return size[int64]{&c.Server.Limits.ServerPublishBytes, 0, huge} }},
+	{"limits.server_sessions", "0",
+		func(c *Config) value { return count[int]{&c.Server.Limits.ServerSessions, 0, 1 << 30} }},
+	{"limits.server_subscriptions", "0",
+		func(c *Config) value { return count[int]{&c.Server.Limits.ServerSubscriptions, 0, 1 << 30} }},
+	{"limits.client_publish_rate", "0",
+		func(c *Config) value { return count[int]{&c.Server.Limits.ClientPublishRate, 0, 1 << 30} }},
+	{"limits.client_publish_bytes", "0",
+		func(c *Config) value { return size[int64]{&c.Server.Limits.ClientPublishBytes, 0, huge} }},
+	{"limits.client_sessions", "0",
+		func(c *Config) value { return count[int]{&c.Server.Limits.ClientSessions, 0, 1 << 30} }},
+	{"limits.client_subscriptions", "0",
+		func(c *Config) value { return count[int]{&c.Server.Limits.ClientSubscriptions, 0, 1 << 30} }},
+	{"limits.subject_publish_rate", "0",
+		func(c *Config) value { return count[int]{&c.Server.Limits.SubjectPublishRate, 0, 1 << 30} }},
+	{"limits.subject_publish_bytes", "0",
+		func(c *Config) value { return size[int64]{&c.Server.Limits.SubjectPublishBytes, 0, huge} }},
+	{"limits.subject_sessions", "0",
+		func(c *Config) value { return count[int]{&c.Server.Limits.SubjectSessions, 0, 1 << 30} }},
+	{"limits.subject_subscriptions", "0",
+		func(c *Config) value { return count[int]{&c.Server.Limits.SubjectSubscriptions, 0, 1 << 30} }},
 	{"limits.memory_bytes", "0",
 		func(c *Config) value { return size[int64]{&c.Server.Limits.MemoryBytes, 0, huge} }},
 }
 
 // namespaceOptions are the settings of defaults, and of each namespace.
+var issuerOptions = []option[server.Issuer]{
+	{"issuer", "",
+		func(i *server.Issuer) value { return text{&i.Issuer} }},
+	{"audience", "",
+		func(i *server.Issuer) value { return texts{&i.Audience} }},
+	{"algorithms", "",
+		func(i *server.Issuer) value { return list{&i.Algorithms, algorithms} }},
+	{"keys", "",
+		func(i *server.Issuer) value { return texts{&i.Keys} }},
+	{"jwks", "",
+		func(i *server.Issuer) value { return text{&i.JWKS} }},
+	{"client_claim", "client_id",
+		func(i *server.Issuer) value { return text{&i.ClientClaim} }},
+	{"subject_prefix", "",
+		func(i *server.Issuer) value { return text{&i.SubjectPrefix} }},
+}
+
+var roleOptions = []option[server.Role]{
+	{"claims", "",
+		func(r *server.Role) value { return texts{&r.Claims} }},
+	{"subjects", "",
+		func(r *server.Role) value { return texts{&r.Subjects} }},
+	{"certificates", "",
+		func(r *server.Role) value { return texts{&r.Certificates} }},
+	{"issuers", "",
+		func(r *server.Role) value { return texts{&r.Issuers} }},
+	{"authenticated", "false",
+		func(r *server.Role) value { return boolean{&r.Authenticated} }},
+	{"anonymous", "false",
+		func(r *server.Role) value { return boolean{&r.Anonymous} }},
+	{"publish", "",
+		func(r *server.Role) value { return texts{&r.Publish} }},
+	{"subscribe", "",
+		func(r *server.Role) value { return texts{&r.Subscribe} }},
+	{"history", "",
+		func(r *server.Role) value { return texts{&r.History} }},
+	{"admin", "",
+		func(r *server.Role) value { return texts{&r.Admin} }},
+	{"deny_publish", "",
+		func(r *server.Role) value { return texts{&r.DenyPublish} }},
+	{"deny_subscribe", "",
+		func(r *server.Role) value { return texts{&r.DenySubscribe} }},
+	{"deny_history", "",
+		func(r *server.Role) value { return texts{&r.DenyHistory} }},
+	{"deny_admin", "",
+		func(r *server.Role) value { return texts{&r.DenyAdmin} }},
+}
+
 var namespaceOptions = []option[server.Namespace]{
 	{"history", "disk",
 		func(n *server.Namespace) value { return choice{&n.History, histories} }},
@@ -76,6 +169,12 @@ var namespaceOptions = []option[server.Namespace]{
 		func(n *server.Namespace) value { return count[uint64]{&n.MaxLag, 1, huge} }},
 	{"max_lag_age", "0s",
 		func(n *server.Namespace) value { return span{&n.MaxLagAge, true} }},
+	{"publish_rate", "0",
+		func(n *server.Namespace) value { return count[int]{&n.PublishRate, 0, 1 << 30} }},
+	{"publish_bytes", "0",
+		func(n *server.Namespace) value { return size[int64]{&n.PublishBytes, 0, huge} }},
+	{"subscriptions", "0",
+		func(n *server.Namespace) value { return count[int]{&n.Subscriptions, 0, 1 << 30} }},
 }
 
 // flagHelp is the help of each key without a dot, which is also a flag.
@@ -88,6 +187,7 @@ var flagHelp = map[string]string{
 	"log_level":     "least level that is logged: debug, info, warn or error",
 	"log_format":    "form of the log: text or json",
 	"drain_timeout": "longest time a stop may take",
+	"audit":         "where the audit log goes: auto, log, off or a file",
 	"send_timeout":  "a client that takes nothing for this long is cut",
 }
 
@@ -131,17 +231,72 @@ func lookup(key string) value {
 		}
 	}
 	section, field, _ := strings.Cut(key, ".")
-	if section == "namespaces" {
-		_, field, _ = strings.Cut(field, ".")
-	} else if section != "defaults" {
-		return nil
+	if section == "defaults" {
+		return find(namespaceOptions, field)
 	}
-	for _, o := range namespaceOptions {
-		if o.key == field {
-			return o.at(&server.Namespace{})
+	if f := familyOf(section); f != nil {
+		_, field, _ = strings.Cut(field, ".")
+		return f.find(field)
+	}
+	return nil
+}
+
+func find[T any](options []option[T], key string) value {
+	for _, o := range options {
+		if o.key == key {
+			return o.at(new(T))
 		}
 	}
 	return nil
+}
+
+// family is a section of things that have names of their own, each with the same settings.
+type family struct {
+	section string
+	find    func(key string) value // nil: there is no such setting
+	keys    []string
+}
+
+func familyFor[T any](section string, options []option[T]) *family {
+	f := &family{section: section, find: func(key string) value { return find(options, key) }}
+	for _, o := range options {
+		f.keys = append(f.keys, o.key)
+	}
+	return f
+}
+
+var families = []*family{
+	familyFor("namespaces", namespaceOptions), familyFor("issuers", issuerOptions), familyFor("roles", roleOptions),
+}
+
+// familyOf is the family of that section, or nil.
+func familyOf(section string) *family {
+	for _, f := range families {
+		if f.section == section {
+			return f
+		}
+	}
+	return nil
+}
+
+// things makes what the settings of a family's names say.
+func things[T any](l *loader, section string, options []option[T], inherit bool) map[string]T {
+	if len(l.names[section]) == 0 {
+		return nil
+	}
+	all := map[string]T{}
+	for name := range l.names[section] {
+		var thing T
+		for _, o := range options {
+			def := o.def
+			if inherit {
+				def = cmp.Or(l.values["defaults."+o.key], def)
+			}
+			set(l, o, &thing, section+"."+name+"."+o.key, def)
+		}
+		all[name] = thing
+	}
+	return all
 }
 
 // config makes the configuration from the layers. A namespace's setting that is given nowhere is that of defaults.
@@ -153,14 +308,9 @@ func (l *loader) config() (*Config, []Problem) {
 	for _, o := range namespaceOptions {
 		set(l, o, &c.Server.Defaults, "defaults."+o.key, o.def)
 	}
-	c.Server.Namespaces = map[string]server.Namespace{}
-	for name := range l.names {
-		var n server.Namespace
-		for _, o := range namespaceOptions {
-			set(l, o, &n, "namespaces."+name+"."+o.key, cmp.Or(l.values["defaults."+o.key], o.def))
-		}
-		c.Server.Namespaces[name] = n
-	}
+	c.Server.Namespaces = things(l, "namespaces", namespaceOptions, true)
+	c.Server.Issuers = things(l, "issuers", issuerOptions, false)
+	c.Server.Roles = things(l, "roles", roleOptions, false)
 	if len(l.problems) == 0 {
 		l.cross(c)
 	}
@@ -171,12 +321,21 @@ func (l *loader) config() (*Config, []Problem) {
 		}
 		c.Server = checked
 	}
+	if len(l.problems) == 0 {
+		if err := c.Server.CheckFiles(); err != nil {
+			l.problem("", "%v", err)
+		}
+	}
 	return c, l.problems
 }
 
 // set gives a setting its value or its default. Values were checked when they were read, defaults by a test.
 func set[T any](l *loader, o option[T], target *T, key, otherwise string) {
-	if err := o.at(target).Set(cmp.Or(l.values[key], otherwise)); err != nil {
+	text := cmp.Or(l.values[key], otherwise)
+	if text == "" {
+		return // it may be left out
+	}
+	if err := o.at(target).Set(text); err != nil {
 		l.problem(l.sources[key], "%s: %v", key, err)
 	}
 }
@@ -190,8 +349,18 @@ func (l *loader) cross(c *Config) {
 	if n, allowed := len(c.Server.Namespaces), c.Server.Limits.MaxNamespaces; n > allowed {
 		l.problem(l.sources["limits.max_namespaces"], "limits.max_namespaces: %d namespaces are configured, and only %d allowed", n, allowed)
 	}
+	for name, i := range c.Server.Issuers {
+		if err := i.Check(); err != nil {
+			l.problem(l.places["issuers."+name], "issuers.%s: %v", name, err)
+		}
+	}
+	for name, r := range c.Server.Roles {
+		if err := r.Check(); err != nil {
+			l.problem(l.places["roles."+name], "roles.%s: %v", name, err)
+		}
+	}
 	l.crossNamespace("defaults", c.Server.Defaults)
-	for _, name := range namesOf(c) {
+	for _, name := range slices.Sorted(maps.Keys(c.Server.Namespaces)) {
 		n := c.Server.Namespaces[name]
 		l.crossNamespace("namespaces."+name, n)
 		c.Server.Namespaces[name] = unlimited(n, c.Server.Defaults)

@@ -138,6 +138,33 @@ func (v list) Set(s string) error {
 
 func (v list) String() string { return "[" + strings.Join(*v.p, ", ") + "]" }
 
+// texts is a list of texts, with commas between.
+type texts struct{ p *[]string }
+
+func (v texts) Set(s string) error {
+	var all []string
+	for one := range strings.SplitSeq(s, ",") {
+		one = strings.TrimSpace(one)
+		if err := (text{new(string)}).Set(one); err != nil {
+			return err
+		}
+		if slices.Contains(all, one) {
+			return fmt.Errorf("%s is there twice", quote(one))
+		}
+		all = append(all, one)
+	}
+	*v.p = all
+	return nil
+}
+
+func (v texts) String() string {
+	var all []string
+	for i := range *v.p {
+		all = append(all, text{&(*v.p)[i]}.String())
+	}
+	return "[" + strings.Join(all, ", ") + "]"
+}
+
 type level struct{ p *slog.Level }
 
 func (v level) Set(s string) error {

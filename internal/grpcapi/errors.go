@@ -16,6 +16,7 @@ import (
 	"github.com/runnelhq/runnel/internal/broker"
 	"github.com/runnelhq/runnel/internal/budget"
 	"github.com/runnelhq/runnel/internal/engine"
+	"github.com/runnelhq/runnel/internal/limit"
 	"github.com/runnelhq/runnel/internal/session"
 )
 
@@ -59,6 +60,10 @@ var table = []row{
 	{is(engine.ErrSkipped), codes.Aborted, "SKIPPED", 0},
 	{as[*session.SlowConsumerError], codes.ResourceExhausted, "SLOW_CONSUMER", 0},
 	{is(budget.ErrExhausted), codes.ResourceExhausted, "MEMORY_EXHAUSTED", time.Second},
+	{is(errUnauthenticated), codes.Unauthenticated, "UNAUTHENTICATED", 0},
+	{is(errExpired), codes.Unauthenticated, "TOKEN_EXPIRED", 0},
+	{as[*broker.ForbiddenError], codes.PermissionDenied, "PERMISSION_DENIED", 0},
+	{as[*limit.Error], codes.ResourceExhausted, "LIMIT_REACHED", 0},
 	{is(session.ErrSilent), codes.Unavailable, "SESSION_SILENT", 100 * time.Millisecond},
 	{is(session.ErrReopened), codes.Unavailable, "STORAGE_REOPENED", 100 * time.Millisecond},
 	{is(session.ErrDuplicateID), codes.InvalidArgument, "DUPLICATE_SUBSCRIPTION", 0},
@@ -69,6 +74,9 @@ var table = []row{
 	{is(context.Canceled), codes.Canceled, "CANCELED", 0},
 	{is(context.DeadlineExceeded), codes.DeadlineExceeded, "DEADLINE_EXCEEDED", 0},
 }
+
+// leastRetry is the shortest time after which a client that hit a limit is asked back.
+const leastRetry = time.Millisecond
 
 var errAuthOff = errors.New("this server does not authenticate, so there is no token to refresh")
 
@@ -82,8 +90,12 @@ func statusOf(err error) *status.Status {
 			continue
 		}
 		details := []protoadapt.MessageV1{&errdetails.ErrorInfo{Reason: r.reason, Domain: domain, Metadata: facts(err)}}
-		if r.retry > 0 {
-			details = append(details, &errdetails.RetryInfo{RetryDelay: durationpb.New(r.retry)})
+		retry := r.retry
+		if limited := (*limit.Error)(nil); errors.As(err, &limited) {
+			retry = max(limited.Retry, leastRetry)
+		}
+		if retry > 0 {
+			details = append(details, &errdetails.RetryInfo{RetryDelay: durationpb.New(retry)})
 		}
 		if v := new(broker.InvalidError); errors.As(err, &v) {
 			details = append(details, &errdetails.BadRequest{FieldViolations: []*errdetails.BadRequest_FieldViolation{
@@ -93,6 +105,19 @@ func statusOf(err error) *status.Status {
 		return with(status.New(r.code, err.Error()), details...)
 	}
 	return with(status.New(codes.Internal, "internal error"), &errdetails.ErrorInfo{Reason: "INTERNAL", Domain: domain})
+}
+
+// reasonOf is the table's word for an error.
+func reasonOf(err error) string {
+	for _, r := range table {
+		if r.match(err) {
+			return r.reason
+		}
+	}
+	if errors.Is(err, session.ErrFinished) {
+		return "FINISHED"
+	}
+	return "INTERNAL"
 }
 
 func with(s *status.Status, details ...protoadapt.MessageV1) *status.Status {

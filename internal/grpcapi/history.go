@@ -17,7 +17,11 @@ import (
 func (s *Service) ReadHistory(r *runnelv1.ReadHistoryRequest, g runnelv1.StreamService_ReadHistoryServer) error {
 	s.cfg.Received("read_history")
 	ctx := g.Context()
-	h, err := s.broker.ReadHistory(ctx, r)
+	by, err := callerOf(ctx)
+	if err != nil {
+		return s.fail(err)
+	}
+	h, err := s.broker.ReadHistory(ctx, by.who(), r)
 	if err != nil {
 		return s.fail(err)
 	}
@@ -41,7 +45,7 @@ func (s *Service) ReadHistory(r *runnelv1.ReadHistoryRequest, g runnelv1.StreamS
 		defer s.graves.bury(conn, w)
 		defer conn.streams.Add(-1)
 	}
-	return s.fail((&reader{s, h, w, freed}).run(ctx))
+	return s.fail((&reader{s, by, h, w, freed}).run(ctx))
 }
 
 const (
@@ -54,6 +58,7 @@ const (
 // reader is one ReadHistory call, which writes for itself: it waits for pages anyhow.
 type reader struct {
 	s     *Service
+	by    *caller
 	h     *broker.History
 	w     *writer
 	freed chan struct{} // receives when w is no longer full
@@ -71,7 +76,7 @@ func (r *reader) run(ctx context.Context) error {
 		if err := s.cfg.Budget.Wait(ctx, budget.Pages, historyPage); err != nil {
 			return err
 		}
-		c, err := h.Next(ctx)
+		c, err := h.Next(ctx, r.by.access.Load())
 		s.cfg.Budget.Give(budget.Pages, historyPage)
 		if err != nil {
 			return err
@@ -127,7 +132,7 @@ func (r *reader) awaitRoom(ctx context.Context) error {
 		select {
 		case <-r.freed:
 		case <-ctx.Done():
-			return ctx.Err()
+			return context.Cause(ctx)
 		case <-timeout.C:
 			at := r.h.Position()
 			return &session.SlowConsumerError{Epoch: at.GetEpoch(), Offset: at.GetOffset(), Reason: "the client has taken nothing for " + limit.String()}

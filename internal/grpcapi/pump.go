@@ -211,7 +211,7 @@ func (o *outlet) wait(ctx context.Context) error {
 	select {
 	case err = <-o.over:
 	case <-ctx.Done():
-		err = ctx.Err()
+		err = context.Cause(ctx)
 	}
 	o.stop()
 	return err

@@ -3,6 +3,7 @@
 package grpcapi
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -11,8 +12,6 @@ import (
 	"runtime"
 	"sync"
 	"time"
-
-	"google.golang.org/grpc/metadata"
 
 	runnelv1 "github.com/runnelhq/runnel/api/runnel/v1"
 	"github.com/runnelhq/runnel/internal/broker"
@@ -112,25 +111,6 @@ func (s *Service) leave(one *session.Session) {
 	one.Close()
 }
 
-// clientOf is the client's id: what it calls itself, or a generated one.
-func clientOf(ctx context.Context) (string, error) {
-	md, _ := metadata.FromIncomingContext(ctx)
-	ids := md.Get("client-id")
-	if len(ids) == 0 {
-		return "anon-" + rand.Text()[:8], nil
-	}
-	id := ids[0]
-	if len(ids) > 1 || id == "" || len(id) > 128 {
-		return "", &broker.InvalidError{Field: "client-id", Reason: "it is one text of 1 to 128 characters"}
-	}
-	for i := range len(id) {
-		if id[i] <= ' ' || id[i] > '~' {
-			return "", &broker.InvalidError{Field: "client-id", Reason: "it holds printable ASCII characters without spaces"}
-		}
-	}
-	return id, nil
-}
-
 // fail is the status of err; faults of our own are logged, since the client is not told.
 func (s *Service) fail(err error) error {
 	if err == nil {
@@ -146,7 +126,7 @@ func (s *Service) fail(err error) error {
 // Publish implements runnelv1.StreamServiceServer.
 func (s *Service) Publish(ctx context.Context, r *runnelv1.PublishRequest) (*runnelv1.PublishResponse, error) {
 	s.cfg.Received("publish")
-	client, err := clientOf(ctx)
+	by, err := callerOf(ctx)
 	if err != nil {
 		return nil, s.fail(err)
 	}
@@ -155,13 +135,13 @@ func (s *Service) Publish(ctx context.Context, r *runnelv1.PublishRequest) (*run
 		return nil, s.fail(budget.ErrExhausted)
 	}
 	defer s.cfg.Budget.Give(budget.Publishes, size)
-	out := s.broker.Publish(ctx, client, []*runnelv1.PublishRequest{r}, false)[0]
+	out := s.broker.Publish(ctx, by.who(), []*runnelv1.PublishRequest{r}, false)[0]
 	return out.Response, s.fail(out.Err)
 }
 
 // PublishStream implements runnelv1.StreamServiceServer.
 func (s *Service) PublishStream(stream runnelv1.StreamService_PublishStreamServer) error {
-	client, err := clientOf(stream.Context())
+	by, err := callerOf(stream.Context())
 	if err != nil {
 		return s.fail(err)
 	}
@@ -173,7 +153,7 @@ func (s *Service) PublishStream(stream runnelv1.StreamService_PublishStreamServe
 		if failed != nil {
 			return
 		}
-		if failed = s.commitBulk(ctx, client, batch, sum); failed != nil {
+		if failed = s.commitBulk(ctx, by.who(), batch, sum); failed != nil {
 			cancel()
 		}
 	})
@@ -211,16 +191,16 @@ func (s *Service) PublishStream(stream runnelv1.StreamService_PublishStreamServe
 	case errors.Is(err, errEOF):
 		return stream.SendAndClose(sum)
 	}
-	return s.fail(errors.Join(err, ctx.Err()))
+	return s.fail(cmp.Or(context.Cause(stream.Context()), err, ctx.Err()))
 }
 
 // commitBulk appends a batch of a PublishStream and counts it.
-func (s *Service) commitBulk(ctx context.Context, client string, batch []pending, sum *runnelv1.PublishSummary) error {
+func (s *Service) commitBulk(ctx context.Context, who broker.Caller, batch []pending, sum *runnelv1.PublishSummary) error {
 	requests := make([]*runnelv1.PublishRequest, len(batch))
 	for i, p := range batch {
 		requests[i] = p.publish
 	}
-	for i, out := range s.broker.Publish(ctx, client, requests, true) {
+	for i, out := range s.broker.Publish(ctx, who, requests, true) {
 		if out.Err != nil {
 			sum.FirstFailedIndex = int64(sum.GetAccepted())
 			sum.Received = sum.GetAccepted() + uint64(len(batch)-i)
@@ -238,14 +218,22 @@ func (s *Service) commitBulk(ctx context.Context, client string, batch []pending
 // GetTopic implements runnelv1.StreamServiceServer.
 func (s *Service) GetTopic(ctx context.Context, r *runnelv1.GetTopicRequest) (*runnelv1.Topic, error) {
 	s.cfg.Received("get_topic")
-	t, err := s.broker.Topic(ctx, r.GetTopic())
+	by, err := callerOf(ctx)
+	if err != nil {
+		return nil, s.fail(err)
+	}
+	t, err := s.broker.Topic(ctx, by.who(), r.GetTopic())
 	return t, s.fail(err)
 }
 
 // ListTopics implements runnelv1.StreamServiceServer.
 func (s *Service) ListTopics(ctx context.Context, r *runnelv1.ListTopicsRequest) (*runnelv1.ListTopicsResponse, error) {
 	s.cfg.Received("list_topics")
-	list, err := s.broker.Topics(ctx, r)
+	by, err := callerOf(ctx)
+	if err != nil {
+		return nil, s.fail(err)
+	}
+	list, err := s.broker.Topics(ctx, by.who(), r)
 	return list, s.fail(err)
 }
 

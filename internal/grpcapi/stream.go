@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"log/slog"
 	"time"
 
 	spb "google.golang.org/genproto/googleapis/rpc/status"
@@ -11,6 +12,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	runnelv1 "github.com/runnelhq/runnel/api/runnel/v1"
+	"github.com/runnelhq/runnel/internal/audit"
 	"github.com/runnelhq/runnel/internal/broker"
 	"github.com/runnelhq/runnel/internal/session"
 )
@@ -19,17 +21,21 @@ var errEOF = io.EOF
 
 // stream is one Subscribe or EstablishStream call.
 type stream struct {
-	s      *Service
-	one    *session.Session
-	client string
-	out    *outlet
-	conn   *connection
+	s    *Service
+	id   string
+	one  *session.Session
+	by   *caller
+	out  *outlet
+	conn *connection
 }
 
 func (s *Service) begin(g grpc.ServerStream, interactive bool) (*stream, error) {
 	ctx := g.Context()
-	client, err := clientOf(ctx)
+	by, err := callerOf(ctx)
 	if err != nil {
+		return nil, err
+	}
+	if err := by.limits.Session(); err != nil {
 		return nil, err
 	}
 	out := newOutlet(s.pump)
@@ -38,7 +44,7 @@ func (s *Service) begin(g grpc.ServerStream, interactive bool) (*stream, error) 
 		return nil, err
 	}
 	one := out.one
-	st := &stream{s: s, one: one, client: client, out: out, conn: connectionOf(ctx)}
+	st := &stream{s: s, id: sessionID(), one: one, by: by, out: out, conn: by.conn}
 	if compression(ctx) != "" {
 		s.receivers.Go(out.w.compresses())
 	}
@@ -48,7 +54,7 @@ func (s *Service) begin(g grpc.ServerStream, interactive bool) (*stream, error) 
 	limits := s.broker.Limits()
 	limits.SilenceS = uint32(s.cfg.Silence / time.Second)
 	one.Control(&runnelv1.Control{Control: &runnelv1.Control_Welcome{Welcome: &runnelv1.Welcome{
-		SessionId: sessionID(), ClientId: client, HeartbeatS: uint32(s.cfg.Heartbeat / time.Second), Limits: limits,
+		SessionId: st.id, ClientId: by.client, HeartbeatS: uint32(s.cfg.Heartbeat / time.Second), Limits: limits,
 	}}})
 	// Headers at once tell the client that it is connected, and let grpc-go drop what it kept for a retry. They must be the first thing
 	// that is sent.
@@ -56,11 +62,21 @@ func (s *Service) begin(g grpc.ServerStream, interactive bool) (*stream, error) 
 		return st, err
 	}
 	out.start()
+	by.attach(st)
+	by.note(audit.Connected)
 	return st, nil
+}
+
+// wait returns when the stream is over.
+func (st *stream) wait(ctx context.Context) error {
+	err := st.out.wait(ctx)
+	st.by.note(audit.Ended, slog.String("reason", reasonOf(err)))
+	return err
 }
 
 // end gives back the session and whatever a stuck client holds. Nothing is sent any more.
 func (st *stream) end() {
+	st.by.detach()
 	st.out.stop()
 	st.out.w.close()
 	st.s.leave(st.one)
@@ -84,11 +100,11 @@ func (s *Service) Subscribe(r *runnelv1.SubscribeRequest, g runnelv1.StreamServi
 		return s.fail(err)
 	}
 	for _, sub := range r.GetSubscriptions() {
-		if err := s.broker.Subscribe(g.Context(), st.one, 0, sub); err != nil {
+		if err := st.subscribe(g.Context(), 0, sub); err != nil {
 			return s.fail(err)
 		}
 	}
-	return s.fail(st.out.wait(g.Context()))
+	return s.fail(st.wait(g.Context()))
 }
 
 // EstablishStream implements runnelv1.StreamServiceServer.
@@ -114,7 +130,7 @@ func (s *Service) EstablishStream(g runnelv1.StreamService_EstablishStreamServer
 		}
 		st.one.End(err)
 	})
-	err = st.out.wait(ctx)
+	err = st.wait(ctx)
 	if errors.Is(err, session.ErrFinished) {
 		return nil
 	}
@@ -157,7 +173,7 @@ func (st *stream) command(ctx context.Context, r *runnelv1.StreamRequest, in *in
 	case *runnelv1.StreamRequest_Publish:
 		return in.put(ctx, r.GetRequestId(), c.Publish)
 	case *runnelv1.StreamRequest_Subscribe:
-		err = st.s.broker.Subscribe(ctx, st.one, r.GetRequestId(), c.Subscribe)
+		err = st.subscribe(ctx, r.GetRequestId(), c.Subscribe)
 	case *runnelv1.StreamRequest_Unsubscribe:
 		err = st.one.Unsubscribe(r.GetRequestId(), c.Unsubscribe.GetSubscription())
 	case *runnelv1.StreamRequest_Credit:
@@ -168,7 +184,7 @@ func (st *stream) command(ctx context.Context, r *runnelv1.StreamRequest, in *in
 		st.one.Credit(c.Credit.GetSubscription(), c.Credit.GetEvents())
 	case *runnelv1.StreamRequest_Heartbeat:
 	case *runnelv1.StreamRequest_RefreshToken:
-		err = errAuthOff
+		err = st.refresh(ctx, r.GetRequestId(), c.RefreshToken.GetToken())
 	default:
 		err = &broker.InvalidError{Field: "request", Reason: "it is empty, or of a kind this server does not know"}
 	}
@@ -184,7 +200,7 @@ func (st *stream) commit(ctx context.Context, batch []pending) {
 	for i, p := range batch {
 		requests[i] = p.publish
 	}
-	for i, out := range st.s.broker.Publish(ctx, st.client, requests, false) {
+	for i, out := range st.s.broker.Publish(ctx, st.by.who(), requests, false) {
 		if out.Err != nil {
 			st.commandError(batch[i].request, out.Err)
 			continue

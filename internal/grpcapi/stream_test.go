@@ -51,7 +51,8 @@ func TestHeadersComeFirst(t *testing.T) {
 		})
 		var running sync.WaitGroup
 		running.Go(func() { s.Run(ctx) })
-		h := &headers{ctx: ctx}
+		by := &caller{g: NewGuard(GuardConfig{}), client: "c"}
+		h := &headers{ctx: context.WithValue(ctx, callerKey{}, by)}
 		st, err := s.begin(h, true)
 		if err != nil {
 			t.Fatal(err)

@@ -187,27 +187,6 @@ type connection struct {
 	streams atomic.Int64
 }
 
-// Credentials lets the Service close connections whose streams are stuck.
-func Credentials(c credentials.TransportCredentials) credentials.TransportCredentials {
-	return exposing{c}
-}
-
-type exposing struct {
-	credentials.TransportCredentials
-}
-
-func (e exposing) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
-	conn, info, err := e.TransportCredentials.ServerHandshake(raw)
-	if err != nil {
-		return nil, nil, err
-	}
-	return conn, &connection{AuthInfo: info, conn: raw}, nil
-}
-
-func (e exposing) Clone() credentials.TransportCredentials {
-	return exposing{e.TransportCredentials.Clone()}
-}
-
 // connectionOf returns the stream's connection; nil under a transport that is not ours.
 func connectionOf(ctx context.Context) *connection {
 	p, _ := peer.FromContext(ctx)
@@ -218,9 +197,19 @@ func connectionOf(ctx context.Context) *connection {
 	return c
 }
 
-// closed says that the connection is gone.
-func (c *connection) closed() bool {
-	conn, ok := c.conn.(syscall.Conn)
+// sever closes the connection and throws away what the kernel has not sent yet.
+func (c *connection) sever() {
+	if tcp, ok := c.conn.(*net.TCPConn); ok {
+		_ = tcp.SetLinger(0) // on failure what is under way arrives, as with any close
+	}
+	c.conn.Close()
+}
+
+func (c *connection) closed() bool { return gone(c.conn) }
+
+// gone says that a connection was closed at this end.
+func gone(c net.Conn) bool {
+	conn, ok := c.(syscall.Conn)
 	if !ok {
 		return false
 	}

@@ -12,10 +12,12 @@ import (
 	"sync"
 	"time"
 
+	"google.golang.org/genproto/googleapis/rpc/status"
 	"google.golang.org/protobuf/proto"
 
 	runnelv1 "github.com/runnelhq/runnel/api/runnel/v1"
 	"github.com/runnelhq/runnel/internal/budget"
+	"github.com/runnelhq/runnel/internal/topic"
 )
 
 // Config is fixed for a session's life. All fields but Budget, Silence and Wake are required.
@@ -338,6 +340,34 @@ func (s *Session) Unsubscribe(request uint64, id uint32) error {
 	s.mu.Unlock()
 	sub.release()
 	return nil
+}
+
+// Restrict ends every subscription for whose pattern refuse returns a status, which is the client's answer; nothing more comes for it
+// behind that. It returns the patterns.
+func (s *Session) Restrict(refuse func(topic.Pattern) *status.Status) (ended []topic.Pattern) {
+	s.mu.Lock()
+	var over []*subscription
+	for id, sub := range s.subs {
+		st := refuse(sub.o.Pattern)
+		if st == nil {
+			continue
+		}
+		delete(s.subs, id)
+		sub.closeLocked()
+		s.controls = append(s.controls, &runnelv1.Control{Control: &runnelv1.Control_Unsubscribed{
+			Unsubscribed: &runnelv1.Unsubscribed{Subscription: id, Status: st},
+		}})
+		over = append(over, sub)
+		ended = append(ended, sub.o.Pattern)
+	}
+	if over != nil {
+		s.wake()
+	}
+	s.mu.Unlock()
+	for _, sub := range over {
+		sub.release()
+	}
+	return ended
 }
 
 // Credit returns credit to a subscription; one that has just ended is ignored.

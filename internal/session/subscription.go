@@ -34,6 +34,8 @@ type Options struct {
 	Snapshot []uint64
 	// Gap, if set, is told first: why events before the start cannot be had.
 	Gap string
+	// Release, if set, is called once when the subscription is over, with no lock held.
+	Release func()
 }
 
 func (o *Options) conflates() bool {
@@ -119,6 +121,9 @@ func (sub *subscription) release() {
 	sub.o.Feed.Leave(&sub.cursor, &sub.waiter)
 	sub.o.Feed.Close(sub.o.conflates())
 	sub.s.cfg.Budget.Give(budget.Sessions, sub.o.cost())
+	if sub.o.Release != nil {
+		sub.o.Release()
+	}
 }
 
 // position is where the client may resume. During a snapshot that is not yet sent it is the snapshot's head, as promised in
