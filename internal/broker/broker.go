@@ -7,6 +7,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 	"unicode/utf8"
 
@@ -57,8 +58,13 @@ func (c *Caller) may(p topic.Pattern, verbs ...auth.Verb) error {
 			return nil
 		}
 	}
+	return Forbidden(verbs[len(verbs)-1], p)
+}
+
+// Forbidden is the refusal of a verb on a pattern.
+func Forbidden(v auth.Verb, p topic.Pattern) *ForbiddenError {
 	words := map[auth.Verb]string{auth.Publish: "publish to", auth.Subscribe: "subscribe to", auth.History: "read the history of", auth.Admin: "administer"}
-	return &ForbiddenError{words[verbs[len(verbs)-1]], p.String()}
+	return &ForbiddenError{words[v], p.String()}
 }
 
 // Broker applies the rules.
@@ -212,8 +218,8 @@ func (b *Broker) entry(who *Caller, r *runnelv1.PublishRequest) (engine.Entry, e
 	}
 	size := 0
 	for name, value := range r.GetHeaders() {
-		if name == "" {
-			return engine.Entry{}, &InvalidError{"headers", "a name is empty"}
+		if err := checkHeader(name, value); err != nil {
+			return engine.Entry{}, err
 		}
 		size += len(name) + len(value)
 	}
@@ -231,6 +237,24 @@ func (b *Broker) entry(who *Caller, r *runnelv1.PublishRequest) (engine.Entry, e
 	}
 	en.Body = wire.AppendBody(make([]byte, 0, wire.BodySize(n, en.ID, who.Client, r)+wire.MaxTrailer), n, en.ID, who.Client, r)
 	return en, nil
+}
+
+// reservedHeader begins the names of headers that an engine may set; a client that could set them would speak to the engine.
+const reservedHeader = "nats-"
+
+// checkHeader refuses names and values that could mean something to whoever passes them on in lines.
+func checkHeader(name, value string) error {
+	switch {
+	case name == "":
+		return &InvalidError{"headers", "a name is empty"}
+	case strings.ContainsFunc(name, func(r rune) bool { return r <= ' ' || r > '~' || r == ':' }):
+		return &InvalidError{"headers", "a name holds something other than printable ASCII characters without spaces and colons"}
+	case len(name) >= len(reservedHeader) && strings.EqualFold(name[:len(reservedHeader)], reservedHeader):
+		return &InvalidError{"headers", "names that begin with Nats- are reserved"}
+	case !utf8.ValidString(value) || strings.ContainsAny(value, "\x00\r\n"):
+		return &InvalidError{"headers", "a value holds a line break or NUL, or is not UTF-8"}
+	}
+	return nil
 }
 
 // Topic describes one topic.

@@ -13,9 +13,11 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/peer"
+	"google.golang.org/grpc/status"
 
 	"github.com/runnelhq/runnel/internal/audit"
 	"github.com/runnelhq/runnel/internal/auth"
@@ -101,7 +103,9 @@ func (g *Guard) Unary(ctx context.Context, r any, info *grpc.UnaryServerInfo, ha
 		return nil, statusOf(err).Err()
 	}
 	defer c.limits.Close()
-	return handler(context.WithValue(ctx, callerKey{}, c), r)
+	answer, err := handler(context.WithValue(ctx, callerKey{}, c), r)
+	c.denied(err)
+	return answer, err
 }
 
 // guarded is a stream whose context knows its caller, and ends with it.
@@ -129,7 +133,16 @@ func (g *Guard) Stream(srv any, s grpc.ServerStream, info *grpc.StreamServerInfo
 		return statusOf(err).Err()
 	}
 	defer g.leave(c)
-	return handler(srv, &guarded{s, ctx})
+	err = handler(srv, &guarded{s, ctx})
+	c.denied(err)
+	return err
+}
+
+// denied notes it if err says that the caller may not do what it asked for.
+func (c *caller) denied(err error) {
+	if as[*broker.ForbiddenError](err) || status.Code(err) == codes.PermissionDenied {
+		c.note(audit.Denied, slog.String("reason", status.Convert(err).Message()))
+	}
 }
 
 func (g *Guard) open(method string) bool {

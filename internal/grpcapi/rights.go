@@ -2,7 +2,6 @@ package grpcapi
 
 import (
 	"context"
-	"errors"
 	"log/slog"
 	"time"
 
@@ -20,9 +19,6 @@ import (
 func (st *stream) subscribe(ctx context.Context, request uint64, r *runnelv1.Subscription) error {
 	who := st.by.who()
 	err := st.s.broker.Subscribe(ctx, st.one, request, who, r)
-	if denied := (*broker.ForbiddenError)(nil); errors.As(err, &denied) {
-		st.by.note(audit.Denied, slog.String("verb", denied.Verb), slog.String("pattern", denied.Pattern))
-	}
 	if err != nil {
 		return err
 	}
@@ -60,7 +56,7 @@ func (st *stream) recheck() {
 		if access.Allowed(auth.Subscribe, p) {
 			return nil
 		}
-		status, _ := proto.Clone(statusOf(&broker.ForbiddenError{Verb: auth.Subscribe.String(), Pattern: p.String()}).Proto()).(*spb.Status)
+		status, _ := proto.Clone(statusOf(broker.Forbidden(auth.Subscribe, p)).Proto()).(*spb.Status)
 		return status
 	})
 	for _, p := range ended {

@@ -212,6 +212,7 @@ func (st *stream) commit(ctx context.Context, batch []pending) {
 }
 
 func (st *stream) commandError(request uint64, err error) {
+	st.by.denied(err)
 	status, _ := proto.Clone(statusOf(err).Proto()).(*spb.Status)
 	st.one.Control(&runnelv1.Control{RequestId: request, Control: &runnelv1.Control_CommandError{
 		CommandError: &runnelv1.CommandError{Status: status},
