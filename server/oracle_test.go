@@ -67,6 +67,11 @@ func bearer(ctx context.Context, token string) context.Context {
 	return metadata.AppendToOutgoingContext(ctx, "authorization", "Bearer "+token)
 }
 
+// clientID is a context of a client with that id.
+func clientID(ctx context.Context, id string) context.Context {
+	return metadata.AppendToOutgoingContext(ctx, "client-id", id)
+}
+
 // clients are plain generated clients on one connection.
 type clients struct {
 	runnelv1.StreamServiceClient

@@ -1,8 +1,13 @@
 package cli
 
 import (
+	"context"
 	"fmt"
+	"log/slog"
 	"os"
+	"os/signal"
+	"sync"
+	"syscall"
 
 	"github.com/spf13/cobra"
 
@@ -16,7 +21,8 @@ func (a *app) serve() *cobra.Command {
 		Use:   "serve",
 		Short: "Run the server",
 		Long: "Run the server until it is interrupted; then clients are told to move, and are cut after at most 30 s. A second\n" +
-			"interrupt ends it at once. Every acknowledged event is kept either way, as its namespace promises.",
+			"interrupt ends it at once. Every acknowledged event is kept either way, as its namespace promises. SIGHUP reads roles and limits\n" +
+			"again; certificates and keys are read again by themselves.",
 		Example: "  runnel serve --dev\n  runnel serve --config runnel.yaml",
 		Args:    args(0, 0, "no arguments"),
 	}
@@ -39,9 +45,47 @@ func (a *app) serve() *cobra.Command {
 		if !cfg.Dev && len(cfg.Namespaces) == 0 {
 			cfg.Logger.Warn("no namespaces are configured, so nothing can be published; add some to the configuration, or use --dev")
 		}
+		hangups := make(chan os.Signal, 1)
+		signal.Notify(hangups, syscall.SIGHUP)
+		defer signal.Stop(hangups)
+		ctx, stop := context.WithCancel(c.Context())
+		var group sync.WaitGroup
+		defer group.Wait()
+		defer stop()
+		group.Go(func() {
+			for {
+				select {
+				case <-hangups:
+					a.reload(c, path, s, cfg.Logger)
+				case <-ctx.Done():
+					return
+				}
+			}
+		})
 		return s.Run(c.Context())
 	}
 	return c
+}
+
+// reload reads the configuration again. What is wrong with it is logged, and then nothing changes.
+func (a *app) reload(c *cobra.Command, path string, s *server.Server, logger *slog.Logger) {
+	conf, problems := config.Load(path, c.Flags(), os.Environ())
+	for _, p := range problems {
+		logger.Error("the configuration was not reloaded", "err", p)
+	}
+	if problems != nil {
+		return
+	}
+	restart, err := s.Reload(conf.Server)
+	if err != nil {
+		logger.Error("the configuration was not reloaded", "err", err)
+		return
+	}
+	if len(restart) > 0 {
+		logger.Warn("roles and limits were reloaded; what else has changed needs a restart", "changed", restart)
+		return
+	}
+	logger.Info("roles and limits were reloaded")
 }
 
 // configFlags adds the flags that are configuration, and --config.

@@ -38,16 +38,24 @@ type Gate struct {
 // gateState counts connections. It does not wrap them, since grpc-go treats plain TCP connections better than others; so it does not
 // learn when one ends, and looks when it matters.
 type gateState struct {
-	cfg GateConfig
+	audit *audit.Log
 
 	mu    sync.Mutex
+	cfg   GateConfig
 	open  map[netip.Addr][]net.Conn
 	total int
 }
 
 // NewGate returns a Gate in front of c.
 func NewGate(c credentials.TransportCredentials, cfg GateConfig) *Gate {
-	return &Gate{c, &gateState{cfg: cfg, open: map[netip.Addr][]net.Conn{}}}
+	return &Gate{c, &gateState{audit: cfg.Audit, cfg: cfg, open: map[netip.Addr][]net.Conn{}}}
+}
+
+// Set changes how many connections there may be. Nobody is cut.
+func (g *Gate) Set(most, perAddress int) {
+	g.s.mu.Lock()
+	defer g.s.mu.Unlock()
+	g.s.cfg.Most, g.s.cfg.PerAddress = most, perAddress
 }
 
 // Run forgets connections that are gone, until ctx ends.
@@ -88,7 +96,7 @@ func (g *Gate) Clone() credentials.TransportCredentials {
 
 func (s *gateState) refused(raw net.Conn, err error) {
 	reason := err.Error()
-	s.cfg.Audit.Note(audit.Refused, slog.String("address", raw.RemoteAddr().String()), slog.String("reason", reason[:min(len(reason), maxReason)]))
+	s.audit.Note(audit.Refused, slog.String("address", raw.RemoteAddr().String()), slog.String("reason", reason[:min(len(reason), maxReason)]))
 }
 
 // addressOf is a connection's IP address; false for what is not TCP, which is not counted.
@@ -110,12 +118,12 @@ func (s *gateState) add(c net.Conn) error {
 	if !ok {
 		return nil
 	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	most := s.cfg.PerAddress
 	if most == 0 && !from.IsLoopback() {
 		most = defaultPerAddress
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
 	if s.cfg.Most > 0 && s.total >= s.cfg.Most {
 		if s.sweepLocked(); s.total >= s.cfg.Most {
 			return errConnections

@@ -75,6 +75,9 @@ type caller struct {
 	warned bool
 	over   bool
 	stream *stream // a session's; nil for other calls
+
+	// session is its id, set before anybody else knows the caller.
+	session string
 }
 
 type callerKey struct{}

@@ -102,7 +102,7 @@ func (c *caller) end(err error) {
 func (c *caller) attach(st *stream) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.stream = st
+	c.stream, c.session = st, st.id
 	if c.access.Load() != nil {
 		c.scheduleLocked()
 	}
@@ -120,8 +120,8 @@ func (c *caller) note(kind audit.Kind, values ...slog.Attr) {
 	if a := c.access.Load(); a != nil && a.Identity.Subject != "" {
 		all = append(all, slog.String("subject", a.Identity.Subject))
 	}
-	if c.stream != nil {
-		all = append(all, slog.String("session", c.stream.id))
+	if c.session != "" {
+		all = append(all, slog.String("session", c.session))
 	} else {
 		all = append(all, slog.String("method", c.method))
 	}
