@@ -20,10 +20,11 @@ import (
 
 // Client talks to one server, over one connection that it keeps up.
 type Client struct {
-	conn *grpc.ClientConn
-	api  runnelv1.StreamServiceClient
-	o    options
-	ids  *id.Source
+	conn  *grpc.ClientConn
+	api   runnelv1.StreamServiceClient
+	admin runnelv1.AdminServiceClient
+	o     options
+	ids   *id.Source
 	// tokens is nil without a source.
 	tokens *tokens
 
@@ -107,7 +108,7 @@ func Dial(target string, opts ...Option) (*Client, error) {
 	if err != nil {
 		return nil, fmt.Errorf("bad server address %q: %w", target, err)
 	}
-	c.conn, c.api = conn, runnelv1.NewStreamServiceClient(conn)
+	c.conn, c.api, c.admin = conn, runnelv1.NewStreamServiceClient(conn), runnelv1.NewAdminServiceClient(conn)
 	c.ctx, c.stop = context.WithCancel(context.Background())
 	return c, nil
 }

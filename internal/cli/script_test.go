@@ -17,7 +17,7 @@ import (
 )
 
 // The scripts run the real command, in processes of its own, against servers of this process: RUNNEL_SERVER takes anything,
-// STRICT has one namespace, kept, and small limits, and OTHER is a gRPC server of another kind.
+// STRICT has one namespace, kept, and small limits, OTHER is a gRPC server of another kind, and LOCKED is free.
 func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir:   "testdata/script",
@@ -31,7 +31,7 @@ func setUp(t *testing.T, env *testscript.Env) error {
 	strict := runneltest.StartServer(t, server.Config{
 		Limits: server.Limits{MaxPayloadBytes: 1000}, Namespaces: map[string]server.Namespace{"kept": {}},
 	})
-	env.Vars = append(env.Vars, "RUNNEL_SERVER="+open.Addr, "STRICT="+strict.Addr, "OTHER="+otherServer(t))
+	env.Vars = append(env.Vars, "RUNNEL_SERVER="+open.Addr, "STRICT="+strict.Addr, "OTHER="+otherServer(t), "LOCKED="+unusedAddress(t))
 	line := func(n int) string { return strings.Repeat("x", n) }
 	return errors.Join(
 		os.WriteFile(env.WorkDir+"/large", []byte(line(2000)), 0o600),
@@ -39,6 +39,16 @@ func setUp(t *testing.T, env *testscript.Env) error {
 		os.WriteFile(env.WorkDir+"/mixed", []byte("one\ntwo\n"+line(1001)+"\nthree\n"), 0o600),
 		os.WriteFile(env.WorkDir+"/large.csv", []byte("text\none\n"+line(1001)+"\ntwo\n"), 0o600),
 	)
+}
+
+// unusedAddress is one that nobody listens on, for a server that a script starts.
+func unusedAddress(t *testing.T) string {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().String()
 }
 
 // otherServer is a gRPC server without Runnel's service.
