@@ -38,7 +38,9 @@ import (
 const (
 	heartbeat    = 15 * time.Second
 	silence      = 60 * time.Second
-	requestExtra = 64 << 10 // a request may be this much larger than its payload
+	handshake    = 10 * time.Second
+	firstMessage = 10 * time.Second // of a call that begins with one
+	requestExtra = 64 << 10         // a request may be this much larger than its payload
 )
 
 // Server is one Runnel server. Its methods are safe for concurrent use.
@@ -222,7 +224,8 @@ func (s *Server) grpcServer() *grpc.Server {
 		grpc.MaxConcurrentStreams(uint32(s.cfg.Limits.MaxStreamsPerConnection)),
 		grpc.MaxHeaderListSize(16 << 10),
 		grpc.MaxRecvMsgSize(s.cfg.Limits.MaxPayloadBytes + requestExtra),
-		grpc.ConnectionTimeout(10 * time.Second),
+		grpc.ConnectionTimeout(handshake),
+		grpc.InTapHandle(grpcapi.First(firstMessage)),
 		grpc.WaitForHandlers(true),
 		grpc.WriteBufferSize(grpcapi.WriteBuffer),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 30 * time.Second, Timeout: 10 * time.Second}),

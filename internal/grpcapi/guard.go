@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"slices"
 	"strings"
 	"sync"
@@ -61,14 +62,14 @@ var (
 
 // caller is who makes a call: proven when it began, and renewed by RefreshToken and new roles.
 type caller struct {
-	g       *Guard
-	client  string
-	method  string
-	address string
-	conn    *connection
-	limits  *limit.Client
-	access  atomic.Pointer[auth.Access] // of nil: authentication is off
-	cancel  context.CancelCauseFunc     // ends the stream; nil for unary calls
+	g      *Guard
+	client string
+	method string
+	peer   net.Addr
+	conn   *connection
+	limits *limit.Client
+	access atomic.Pointer[auth.Access] // of nil: authentication is off
+	cancel context.CancelCauseFunc     // ends the stream; nil for unary calls
 
 	mu     sync.Mutex
 	timer  *time.Timer // until the warning, then until the end; nil: it never ends
@@ -78,6 +79,14 @@ type caller struct {
 
 	// session is its id, set before anybody else knows the caller.
 	session string
+}
+
+// address is where the call comes from.
+func (c *caller) address() string {
+	if c.peer == nil {
+		return ""
+	}
+	return c.peer.String()
 }
 
 type callerKey struct{}
@@ -98,6 +107,7 @@ func (c *caller) who() broker.Caller {
 
 // Unary is an interceptor.
 func (g *Guard) Unary(ctx context.Context, r any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
+	came(ctx)
 	if g.open(info.FullMethod) {
 		return handler(ctx, r)
 	}
@@ -119,10 +129,19 @@ type guarded struct {
 
 func (s *guarded) Context() context.Context { return s.ctx }
 
+func (s *guarded) RecvMsg(m any) error {
+	err := s.ServerStream.RecvMsg(m)
+	came(s.ctx)
+	return err
+}
+
 // Stream is an interceptor.
 func (g *Guard) Stream(srv any, s grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
+	if info.IsClientStream { // may begin with silence, which sessions bound themselves
+		came(s.Context())
+	}
 	if g.open(info.FullMethod) {
-		return handler(srv, s)
+		return handler(srv, &guarded{s, s.Context()})
 	}
 	c, err := g.admit(s.Context(), info.FullMethod)
 	if err != nil {
@@ -156,11 +175,10 @@ func (g *Guard) open(method string) bool {
 // admit proves who calls. Its error is what the client is told.
 func (g *Guard) admit(ctx context.Context, method string) (*caller, error) {
 	c := &caller{g: g, method: method, conn: connectionOf(ctx)}
-	if p, ok := peer.FromContext(ctx); ok && p.Addr != nil {
-		c.address = p.Addr.String()
+	if p, ok := peer.FromContext(ctx); ok {
+		c.peer = p.Addr
 	}
-	md, _ := metadata.FromIncomingContext(ctx)
-	wanted, err := clientID(md)
+	wanted, err := clientID(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -174,7 +192,7 @@ func (g *Guard) admit(ctx context.Context, method string) (*caller, error) {
 		c.limits = g.cfg.Limiter.Client(c.client, "")
 		return c, nil
 	}
-	id, err := g.identify(ctx, c, md, policy)
+	id, err := g.identify(ctx, c, policy)
 	if err == nil {
 		c.client, err = nameOf(&id, wanted)
 	}
@@ -182,7 +200,7 @@ func (g *Guard) admit(ctx context.Context, method string) (*caller, error) {
 		err = auth.ErrRevoked
 	}
 	if err != nil {
-		g.cfg.Audit.Note(audit.Refused, slog.String("address", c.address), slog.String("method", method), slog.String("reason", err.Error()))
+		g.cfg.Audit.Note(audit.Refused, slog.String("address", c.address()), slog.String("method", method), slog.String("reason", err.Error()))
 		return nil, errUnauthenticated
 	}
 	c.access.Store(policy.Access(id))
@@ -191,9 +209,9 @@ func (g *Guard) admit(ctx context.Context, method string) (*caller, error) {
 }
 
 // identify finds out who calls: by its token, its certificate, or both.
-func (g *Guard) identify(ctx context.Context, c *caller, md metadata.MD, policy *auth.Policy) (auth.Identity, error) {
+func (g *Guard) identify(ctx context.Context, c *caller, policy *auth.Policy) (auth.Identity, error) {
 	certified, hasCertificate := g.certificate(c.conn)
-	values := md.Get("authorization")
+	values := metadata.ValueFromIncomingContext(ctx, "authorization")
 	if len(values) == 0 {
 		if hasCertificate || policy.Admits() {
 			return certified, nil
@@ -260,8 +278,8 @@ const (
 func anonymous() string { return anonymousPrefix + rand.Text()[:8] }
 
 // clientID is what the client calls itself; empty if it says nothing.
-func clientID(md metadata.MD) (string, error) {
-	ids := md.Get("client-id")
+func clientID(ctx context.Context) (string, error) {
+	ids := metadata.ValueFromIncomingContext(ctx, "client-id")
 	if len(ids) == 0 {
 		return "", nil
 	}

@@ -116,7 +116,10 @@ func (c *caller) detach() {
 
 // note writes to the audit log.
 func (c *caller) note(kind audit.Kind, values ...slog.Attr) {
-	all := []slog.Attr{slog.String("client", c.client), slog.String("address", c.address)}
+	if c.g.cfg.Audit == nil {
+		return
+	}
+	all := []slog.Attr{slog.String("client", c.client), slog.String("address", c.address())}
 	if a := c.access.Load(); a != nil && a.Identity.Subject != "" {
 		all = append(all, slog.String("subject", a.Identity.Subject))
 	}
