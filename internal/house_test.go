@@ -102,3 +102,21 @@ func TestFileCheckFindsViolations(t *testing.T) {
 		}
 	}
 }
+
+// docs/security.md lists every module that ours is made of directly.
+func TestDependenciesAreListed(t *testing.T) {
+	mod, err := os.ReadFile("../go.mod")
+	if err != nil {
+		t.Fatal(err)
+	}
+	doc, err := os.ReadFile("../docs/security.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	direct, _, _ := strings.Cut(string(mod), ")")
+	for _, line := range strings.Split(direct, "\n") {
+		if name, _, ok := strings.Cut(strings.TrimSpace(line), " v"); ok && !strings.Contains(string(doc), name) {
+			t.Errorf("%s is in go.mod and not in docs/security.md", name)
+		}
+	}
+}

@@ -91,6 +91,31 @@ func TestStreamsEndWithTheirToken(t *testing.T) {
 	var group sync.WaitGroup
 	defer group.Wait()
 	group.Go(func() {
+		bulk, err := c.PublishStream(bearer(t.Context(), id.token(t, "w", time.Hour, role("writer"))))
+		for range 1000 {
+			if err == nil {
+				err = bulk.Send(&runnelv1.PublishRequest{Topic: "a.large", Payload: make([]byte, 20<<10)})
+			}
+		}
+		if err == nil {
+			_, err = bulk.CloseAndRecv()
+		}
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		begin := time.Now()
+		stream, err := c.ReadHistory(bearer(t.Context(), id.token(t, "r", life, role("reader"))), &runnelv1.ReadHistoryRequest{Pattern: "a.large"})
+		if err == nil {
+			_, err = stream.Recv()
+		}
+		time.Sleep(life + time.Second) // a reader that takes its time: the rest waits in the server
+		for err == nil {
+			_, err = stream.Recv()
+		}
+		ended("ReadHistory", begin, err)
+	})
+	group.Go(func() {
 		begin := time.Now()
 		stream, err := c.EstablishStream(bearer(t.Context(), id.token(t, "r", life, role("reader"))))
 		if err != nil {
@@ -308,27 +333,36 @@ func TestTokenSource(t *testing.T) {
 	id := newAuthority(t)
 	s := secured(t, id, server.Config{})
 	const life = time.Second
-	var asked atomic.Int64
+	var asked, connected atomic.Int64
 	reader, err := runnel.Dial(s.Addr, runnel.WithTokenSource(func(context.Context) (runnel.Token, error) {
-		if asked.Add(1)%4 == 3 {
-			return runnel.Token{}, errors.New("the provider is away for a moment")
+		next := runnel.Token{Value: id.token(t, "r", life, role("reader"))}
+		if asked.Add(1)%2 == 0 {
+			next.Expires = time.Now().Add(life) // else the server's warning does
 		}
-		return runnel.Token{Value: id.token(t, "r", life, role("reader")), Expires: time.Now().Add(life)}, nil
+		return next, nil
 	}))
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer reader.Close()
+	session, err := reader.Session(t.Context(), runnel.OnState(func(s runnel.State) {
+		if s == runnel.StateLive {
+			connected.Add(1)
+		}
+	}))
+	if err != nil {
+		t.Fatal(err)
+	}
 	writer, err := runnel.Dial(s.Addr, runnel.WithToken(id.token(t, "w", time.Hour, role("writer"))))
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer writer.Close()
-	sub, err := reader.Subscribe(t.Context(), "a.>")
+	sub, err := session.Subscribe(t.Context(), "a.>")
 	if err != nil {
 		t.Fatal(err)
 	}
-	for i := range 30 {
+	for i := range 40 {
 		want := fmt.Sprint(i)
 		if _, err := writer.Publish(t.Context(), "a.b", []byte(want)); err != nil {
 			t.Fatal(err)
@@ -338,8 +372,38 @@ func TestTokenSource(t *testing.T) {
 		}
 		time.Sleep(100 * time.Millisecond) // tokens take real time to age
 	}
-	if n := asked.Load(); n < 4 {
-		t.Errorf("the source was asked %d times", n)
+	if n, c := asked.Load(), connected.Load(); n < 3 || c != 1 {
+		t.Errorf("the source was asked %d times, and the session connected %d times", n, c)
+	}
+	// A provider that is away for longer than a token lives costs a reconnect, and no event.
+	var calls atomic.Int64
+	shaky, err := runnel.Dial(s.Addr, runnel.WithTokenSource(func(context.Context) (runnel.Token, error) {
+		if n := calls.Add(1); n == 2 || n == 3 {
+			return runnel.Token{}, errors.New("the provider is away")
+		}
+		return runnel.Token{Value: id.token(t, "r", life, role("reader"))}, nil
+	}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer shaky.Close()
+	sub, err = shaky.Subscribe(t.Context(), "a.>", runnel.From(runnel.Earliest()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range 60 {
+		if i >= 40 {
+			if _, err := writer.Publish(t.Context(), "a.b", []byte(fmt.Sprint(i))); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(200 * time.Millisecond)
+		}
+		if e, err := sub.Next(t.Context()); err != nil || string(e.Payload) != fmt.Sprint(i) {
+			t.Fatalf("shaky, event %d: %+v, %v", i, e, err)
+		}
+	}
+	if calls.Load() < 4 {
+		t.Errorf("the shaky source was asked %d times", calls.Load())
 	}
 	// A source that only ever has bad tokens is reported, not retried for ever.
 	bad, err := runnel.Dial(s.Addr, runnel.WithTokenSource(func(context.Context) (runnel.Token, error) { return runnel.Token{Value: "bad"}, nil }))

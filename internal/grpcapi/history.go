@@ -45,7 +45,11 @@ func (s *Service) ReadHistory(r *runnelv1.ReadHistoryRequest, g runnelv1.StreamS
 		defer s.graves.bury(conn, w)
 		defer conn.streams.Add(-1)
 	}
-	return s.fail((&reader{s, by, h, w, freed}).run(ctx))
+	err = (&reader{s, by, h, w, freed}).run(ctx)
+	if cause := context.Cause(ctx); cause != nil { // why the guard has ended the call
+		err = cause
+	}
+	return s.fail(err)
 }
 
 const (
