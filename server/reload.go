@@ -24,7 +24,7 @@ func (s *Server) Reload(cfg Config) (restart []string, err error) {
 	if authority.policy != nil {
 		s.security.guard.SetPolicy(authority.policy)
 	}
-	s.security.limiter.Set(cfg.limits())
+	s.security.limiter.Set(s.security.limits(&cfg))
 	s.security.gate.Set(cfg.Limits.MaxConnections, cfg.Limits.MaxConnectionsPerAddress)
 	return differing(s.cfg, cfg), nil
 }

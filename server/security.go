@@ -16,6 +16,7 @@ import (
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
 
+	"github.com/runnelhq/runnel/internal/admin"
 	"github.com/runnelhq/runnel/internal/audit"
 	"github.com/runnelhq/runnel/internal/auth"
 	"github.com/runnelhq/runnel/internal/certs"
@@ -182,6 +183,7 @@ type security struct {
 	authority   *Authority
 	revocations *auth.Revocations
 	limiter     *limit.Limiter
+	hit         func(limit string)
 	audit       *audit.Log
 	auditFile   *os.File // nil: none
 	guard       *grpcapi.Guard
@@ -199,12 +201,13 @@ func newSecurity(cfg *Config) (*security, error) {
 	if s.authority, err = cfg.Authority(); err != nil {
 		return nil, err
 	}
-	s.limiter = limit.New(cfg.limits())
 	return s, nil
 }
 
-// open opens what lies in the data directory, which must exist and be locked.
-func (s *security) open(cfg *Config) (err error) {
+// open opens what lies in the data directory, which must exist and be locked. What is refused is counted in m.
+func (s *security) open(cfg *Config, m *admin.Metrics) (err error) {
+	s.hit = m.Limited
+	s.limiter = limit.New(s.limits(cfg))
 	switch cfg.Audit {
 	case "off":
 	case "log":
@@ -222,14 +225,14 @@ func (s *security) open(cfg *Config) (err error) {
 	}
 	guard := grpcapi.GuardConfig{
 		Policy: s.authority.policy, Verifier: s.authority.verifier, Revocations: s.revocations, Limiter: s.limiter, Audit: s.audit,
-		Open: []string{"grpc.health.v1.Health"},
+		Open: []string{"grpc.health.v1.Health"}, Refused: m.Refused,
 	}
 	if cfg.TLS.ClientCA != "" {
 		guard.Kind = auth.Kind(cfg.TLS.Identity)
 	}
 	s.guard = grpcapi.NewGuard(guard)
 	s.gate = grpcapi.NewGate(s.credentials(), grpcapi.GateConfig{
-		Most: cfg.Limits.MaxConnections, PerAddress: cfg.Limits.MaxConnectionsPerAddress, Audit: s.audit,
+		Most: cfg.Limits.MaxConnections, PerAddress: cfg.Limits.MaxConnectionsPerAddress, Audit: s.audit, Refused: m.Refused,
 	})
 	return nil
 }
@@ -273,9 +276,10 @@ func (s *security) run(ctx context.Context, logger *slog.Logger) {
 	}
 }
 
-func (c *Config) limits() limit.Config {
+func (s *security) limits(c *Config) limit.Config {
 	l := &c.Limits
 	cfg := limit.Config{
+		Hit:        s.hit,
 		Server:     limit.Limits{Events: l.ServerPublishRate, Bytes: l.ServerPublishBytes, Sessions: l.ServerSessions, Subscriptions: l.ServerSubscriptions},
 		Client:     limit.Limits{Events: l.ClientPublishRate, Bytes: l.ClientPublishBytes, Sessions: l.ClientSessions, Subscriptions: l.ClientSubscriptions},
 		Subject:    limit.Limits{Events: l.SubjectPublishRate, Bytes: l.SubjectPublishBytes, Sessions: l.SubjectSessions, Subscriptions: l.SubjectSubscriptions},

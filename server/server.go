@@ -53,6 +53,7 @@ type Server struct {
 	health   *health.Server
 	budget   *budget.Budget
 	security *security
+	meter    session.Meter
 
 	mu  sync.Mutex
 	ran bool
@@ -65,16 +66,12 @@ func New(cfg Config) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Server{cfg: cfg, listener: cfg.Listener, metrics: admin.NewMetrics(), health: health.NewServer()}
+	s := &Server{cfg: cfg, listener: cfg.Listener, metrics: admin.NewMetrics(grpcapi.Kinds()), health: health.NewServer()}
 	if s.security, err = newSecurity(&cfg); err != nil {
 		return nil, err
 	}
 	s.budget = budget.New(cfg.Limits.MemoryBytes)
-	var kinds []string
-	for _, k := range budget.Kinds() {
-		kinds = append(kinds, k.String())
-	}
-	s.metrics.Memory(s.budget.Limit(), kinds, func(kind int) int64 { return s.budget.Used(budget.Kind(kind)) })
+	s.metrics.Figures(s.figures)
 	if s.listener == nil {
 		if s.listener, err = listen(cfg.Listen, "--listen"); err != nil {
 			return nil, err
@@ -92,7 +89,7 @@ func New(cfg Config) (*Server, error) {
 		s.closeListeners()
 		return nil, err
 	}
-	if err := s.security.open(&cfg); err != nil {
+	if err := s.security.open(&cfg, s.metrics); err != nil {
 		s.closeListeners()
 		return nil, errors.Join(err, s.engine.Close())
 	}
@@ -167,15 +164,17 @@ func (s *Server) Run(ctx context.Context) error {
 	if ran {
 		return errors.New("server: Run was called before, or the server is closed")
 	}
+	s.meter.Delay = s.metrics.Delayed
 	h := hub.New(s.engine, hub.Config{Budget: s.budget})
 	replayer := session.NewReplayer()
 	b := broker.New(s.engine, h, broker.Config{
 		MaxPayload: s.cfg.Limits.MaxPayloadBytes, MaxHeaders: s.cfg.Limits.MaxHeadersBytes,
 		MaxSubscriptions: s.cfg.Limits.MaxSubscriptions, Rules: s.rules,
+		Published: s.metrics.Published, Committed: s.metrics.Committed,
 	})
 	api := grpcapi.New(b, replayer, grpcapi.Config{
 		Heartbeat: heartbeat, Silence: silence, SendTimeout: s.cfg.SendTimeout, Logger: s.cfg.Logger, Budget: s.budget,
-		Received: func(kind string) { s.metrics.Received.WithLabelValues(kind).Inc() },
+		Meter: &s.meter,
 	})
 	g := s.grpcServer()
 	runnelv1.RegisterStreamServiceServer(g, api)
@@ -220,7 +219,7 @@ func (s *Server) Run(ctx context.Context) error {
 func (s *Server) grpcServer() *grpc.Server {
 	options := []grpc.ServerOption{
 		grpc.Creds(s.security.gate),
-		grpc.ForceServerCodecV2(grpcapi.Codec()),
+		grpc.ForceServerCodecV2(grpcapi.Codec(s.metrics.Received)),
 		grpc.MaxConcurrentStreams(uint32(s.cfg.Limits.MaxStreamsPerConnection)),
 		grpc.MaxHeaderListSize(16 << 10),
 		grpc.MaxRecvMsgSize(s.cfg.Limits.MaxPayloadBytes + requestExtra),

@@ -30,12 +30,15 @@ type Rules struct {
 	MaxLagAge time.Duration
 }
 
-// Config bounds what clients may do. All fields are required.
+// Config bounds what clients may do. All fields but Published and Committed are required.
 type Config struct {
 	MaxPayload       int
 	MaxHeaders       int
 	MaxSubscriptions int
 	Rules            func(namespace string) Rules
+	// Published, if set, is called with what became of events: one of the words of Results. Committed, if set, with how long a commit took.
+	Published func(result string, events int)
+	Committed func(durability string, took time.Duration)
 }
 
 // maxField is the most bytes of an event id, key or content type.
@@ -97,6 +100,12 @@ type Outcome struct {
 // Publish appends events in the order given, as who, and returns one Outcome each. ordered: behind the first
 // failure nothing is stored, and the outcomes hold engine.ErrSkipped.
 func (b *Broker) Publish(ctx context.Context, who Caller, requests []*runnelv1.PublishRequest, ordered bool) []Outcome {
+	out := b.publish(ctx, who, requests, ordered)
+	b.count(out)
+	return out
+}
+
+func (b *Broker) publish(ctx context.Context, who Caller, requests []*runnelv1.PublishRequest, ordered bool) []Outcome {
 	out := make([]Outcome, len(requests))
 	entries := make([]engine.Entry, 0, len(requests))
 	for start := 0; start < len(requests); {
@@ -162,11 +171,15 @@ func (b *Broker) appendRun(ctx context.Context, who *Caller, entries []engine.En
 		mode = engine.AppendOrdered
 	}
 	// The engine keeps the entries only until Append returns, unless ctx ends it.
+	began := time.Now()
 	results, err := log.Append(ctx, slices.Clone(entries), mode)
 	if err != nil {
 		return fail(err)
 	}
 	state := log.State()
+	if b.cfg.Committed != nil {
+		b.cfg.Committed(durabilityWord(state.Durability), time.Since(began))
+	}
 	for i, r := range results {
 		if r.Err != nil {
 			out[i].Err = r.Err

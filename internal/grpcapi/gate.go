@@ -19,6 +19,7 @@ type GateConfig struct {
 	Most       int // at once; 0: no limit
 	PerAddress int // of one IP address; 0: defaultPerAddress, and no limit for loopback
 	Audit      *audit.Log
+	Refused    func(reason string) // as a Guard's; nil: nobody counts
 }
 
 const (
@@ -39,6 +40,7 @@ type Gate struct {
 // learn when one ends, and looks when it matters.
 type gateState struct {
 	audit *audit.Log
+	count func(string)
 
 	mu    sync.Mutex
 	cfg   GateConfig
@@ -48,7 +50,7 @@ type gateState struct {
 
 // NewGate returns a Gate in front of c.
 func NewGate(c credentials.TransportCredentials, cfg GateConfig) *Gate {
-	return &Gate{c, &gateState{audit: cfg.Audit, cfg: cfg, open: map[netip.Addr][]net.Conn{}}}
+	return &Gate{c, &gateState{audit: cfg.Audit, count: cfg.Refused, cfg: cfg, open: map[netip.Addr][]net.Conn{}}}
 }
 
 // Set changes how many connections there may be. Nobody is cut.
@@ -95,6 +97,13 @@ func (g *Gate) Clone() credentials.TransportCredentials {
 }
 
 func (s *gateState) refused(raw net.Conn, err error) {
+	if s.count != nil {
+		word := "handshake"
+		if errors.Is(err, errConnections) || errors.Is(err, errAddress) {
+			word = "connections"
+		}
+		s.count(word)
+	}
 	reason := err.Error()
 	s.audit.Note(audit.Refused, slog.String("address", raw.RemoteAddr().String()), slog.String("reason", reason[:min(len(reason), maxReason)]))
 }

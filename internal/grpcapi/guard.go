@@ -34,6 +34,8 @@ type GuardConfig struct {
 	Revocations *auth.Revocations // required with Policy
 	Limiter     *limit.Limiter    // nil: no limits
 	Audit       *audit.Log        // nil: none
+	// Refused, if set, is called for each refusal, with why: one of RefusedReasons.
+	Refused func(reason string)
 	// Open are the services that anybody may call.
 	Open []string
 }
@@ -57,8 +59,28 @@ var (
 	// errUnauthenticated is all that a client learns; the log has the reason.
 	errUnauthenticated = errors.New("not authenticated: a valid token or client certificate is needed")
 	errExpired         = errors.New("the token or certificate has expired")
+	errClientID        = errors.New("the token or certificate does not allow this client-id")
 	errUnguarded       = errors.New("a call came past the guard")
 )
+
+// RefusedReasons are the reasons that Refused is called with, by the guard and the gate.
+var RefusedReasons = []string{"no_credentials", "bad_token", "client_id", "revoked", "handshake", "connections"}
+
+func (g *Guard) refused(err error) {
+	if g.cfg.Refused == nil {
+		return
+	}
+	reason := "bad_token"
+	switch {
+	case errors.Is(err, auth.ErrNoCredentials):
+		reason = "no_credentials"
+	case errors.Is(err, auth.ErrRevoked):
+		reason = "revoked"
+	case errors.Is(err, errClientID):
+		reason = "client_id"
+	}
+	g.cfg.Refused(reason)
+}
 
 // caller is who makes a call: proven when it began, and renewed by RefreshToken and new roles.
 type caller struct {
@@ -200,6 +222,7 @@ func (g *Guard) admit(ctx context.Context, method string) (*caller, error) {
 		err = auth.ErrRevoked
 	}
 	if err != nil {
+		g.refused(err)
 		g.cfg.Audit.Note(audit.Refused, slog.String("address", c.address()), slog.String("method", method), slog.String("reason", err.Error()))
 		return nil, errUnauthenticated
 	}
@@ -267,7 +290,7 @@ func nameOf(id *auth.Identity, wanted string) (string, error) {
 		}
 		return wanted, nil
 	}
-	return "", errors.New("the token or certificate does not allow this client-id")
+	return "", errClientID
 }
 
 const (

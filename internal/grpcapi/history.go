@@ -15,7 +15,6 @@ import (
 
 // ReadHistory implements runnelv1.StreamServiceServer.
 func (s *Service) ReadHistory(r *runnelv1.ReadHistoryRequest, g runnelv1.StreamService_ReadHistoryServer) error {
-	s.cfg.Received("read_history")
 	ctx := g.Context()
 	by, err := callerOf(ctx)
 	if err != nil {

@@ -19,15 +19,14 @@ import (
 	"github.com/runnelhq/runnel/internal/session"
 )
 
-// Config is fixed for a Service's life. All fields but Budget are required.
+// Config is fixed for a Service's life. All fields but Budget and Meter are required.
 type Config struct {
 	Heartbeat   time.Duration
 	Silence     time.Duration
 	SendTimeout time.Duration
 	Logger      *slog.Logger
 	Budget      *budget.Budget // what is held for clients counts against it
-	// Received is called for each request message, with its kind: a fixed set of words.
-	Received func(kind string)
+	Meter       *session.Meter
 }
 
 // Service is runnel.v1.StreamService.
@@ -86,7 +85,7 @@ func (s *Service) Drain(ctx context.Context, spread time.Duration) {
 func (s *Service) open(interactive bool, wake func()) (*session.Session, error) {
 	cfg := session.Config{
 		MaxSubscriptions: int(s.broker.Limits().GetMaxSubscriptions()), Heartbeat: s.cfg.Heartbeat, SendTimeout: s.cfg.SendTimeout, Replayer: s.replayer,
-		Budget: s.cfg.Budget, Wake: wake,
+		Budget: s.cfg.Budget, Meter: s.cfg.Meter, Wake: wake,
 	}
 	if interactive {
 		cfg.Silence = s.cfg.Silence
@@ -125,7 +124,6 @@ func (s *Service) fail(err error) error {
 
 // Publish implements runnelv1.StreamServiceServer.
 func (s *Service) Publish(ctx context.Context, r *runnelv1.PublishRequest) (*runnelv1.PublishResponse, error) {
-	s.cfg.Received("publish")
 	by, err := callerOf(ctx)
 	if err != nil {
 		return nil, s.fail(err)
@@ -165,7 +163,6 @@ func (s *Service) PublishStream(stream runnelv1.StreamService_PublishStreamServe
 			r, err := stream.Recv()
 			if err == nil {
 				n++
-				s.cfg.Received("publish")
 				err = in.put(ctx, 0, r)
 			}
 			if err != nil {
@@ -217,7 +214,6 @@ func (s *Service) commitBulk(ctx context.Context, who broker.Caller, batch []pen
 
 // GetTopic implements runnelv1.StreamServiceServer.
 func (s *Service) GetTopic(ctx context.Context, r *runnelv1.GetTopicRequest) (*runnelv1.Topic, error) {
-	s.cfg.Received("get_topic")
 	by, err := callerOf(ctx)
 	if err != nil {
 		return nil, s.fail(err)
@@ -228,32 +224,12 @@ func (s *Service) GetTopic(ctx context.Context, r *runnelv1.GetTopicRequest) (*r
 
 // ListTopics implements runnelv1.StreamServiceServer.
 func (s *Service) ListTopics(ctx context.Context, r *runnelv1.ListTopicsRequest) (*runnelv1.ListTopicsResponse, error) {
-	s.cfg.Received("list_topics")
 	by, err := callerOf(ctx)
 	if err != nil {
 		return nil, s.fail(err)
 	}
 	list, err := s.broker.Topics(ctx, by.who(), r)
 	return list, s.fail(err)
-}
-
-// kindOf names a session's request for the metrics.
-func kindOf(r *runnelv1.StreamRequest) string {
-	switch r.GetRequest().(type) {
-	case *runnelv1.StreamRequest_Subscribe:
-		return "subscribe"
-	case *runnelv1.StreamRequest_Unsubscribe:
-		return "unsubscribe"
-	case *runnelv1.StreamRequest_Publish:
-		return "publish"
-	case *runnelv1.StreamRequest_Credit:
-		return "credit"
-	case *runnelv1.StreamRequest_Heartbeat:
-		return "heartbeat"
-	case *runnelv1.StreamRequest_RefreshToken:
-		return "refresh_token"
-	}
-	return "empty"
 }
 
 func sessionID() string { return fmt.Sprintf("s-%s", rand.Text()[:16]) }

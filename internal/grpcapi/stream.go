@@ -88,7 +88,6 @@ func (st *stream) end() {
 
 // Subscribe implements runnelv1.StreamServiceServer.
 func (s *Service) Subscribe(r *runnelv1.SubscribeRequest, g runnelv1.StreamService_SubscribeServer) error {
-	s.cfg.Received("subscribe")
 	if len(r.GetSubscriptions()) == 0 {
 		return s.fail(&broker.InvalidError{Field: "subscriptions", Reason: "there is none; name at least one pattern"})
 	}
@@ -145,7 +144,6 @@ func (st *stream) receive(ctx context.Context, g runnelv1.StreamService_Establis
 			return err
 		}
 		st.one.Heard()
-		st.s.cfg.Received(kindOf(r))
 		if err := st.command(ctx, r, in); err != nil {
 			return err
 		}

@@ -47,7 +47,7 @@ func TestHeadersComeFirst(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		s := New(broker.New(nil, nil, broker.Config{MaxSubscriptions: 1}), session.NewReplayer(), Config{
 			Heartbeat: time.Minute, Silence: time.Minute, SendTimeout: time.Minute, Logger: slog.New(slog.DiscardHandler),
-			Budget: budget.New(1 << 30), Received: func(string) {},
+			Budget: budget.New(1 << 30),
 		})
 		var running sync.WaitGroup
 		running.Go(func() { s.Run(ctx) })

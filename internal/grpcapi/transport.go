@@ -23,10 +23,24 @@ import (
 type frame struct{ data mem.BufferSlice }
 
 // codec is grpc's protobuf codec, and frames besides.
-type codec struct{ encoding.CodecV2 }
+type codec struct {
+	encoding.CodecV2
+	received func(kind string, bytes int)
+}
 
-// Codec is what a server that serves this package's Service must be made with (grpc.ForceServerCodecV2).
-func Codec() encoding.CodecV2 { return codec{encoding.GetCodecV2("proto")} }
+// Codec is what a server that serves this package's Service must be made with (grpc.ForceServerCodecV2). received is called for each
+// request message, with its kind, a fixed set of words, and its size.
+func Codec(received func(kind string, bytes int)) encoding.CodecV2 {
+	return codec{encoding.GetCodecV2("proto"), received}
+}
+
+func (c codec) Unmarshal(data mem.BufferSlice, v any) error {
+	if err := c.CodecV2.Unmarshal(data, v); err != nil {
+		return err
+	}
+	c.received(kindOf(v), data.Len())
+	return nil
+}
 
 func (c codec) Marshal(v any) (mem.BufferSlice, error) {
 	if f, ok := v.(*frame); ok {

@@ -54,7 +54,7 @@ func TestWriterQuota(t *testing.T) {
 		t.Fatal(err)
 	}
 	f := &filler{full: make(chan *writer, 1), ended: make(chan struct{})}
-	s := grpc.NewServer(grpc.ForceServerCodecV2(Codec()))
+	s := grpc.NewServer(grpc.ForceServerCodecV2(Codec(func(string, int) {})))
 	runnelv1.RegisterStreamServiceServer(s, f)
 	served := make(chan error, 1)
 	go func() { served <- s.Serve(l) }()

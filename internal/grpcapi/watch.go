@@ -146,12 +146,13 @@ func (c *caller) refresh(ctx context.Context, token string) (time.Time, error) {
 		case id.Subject != old.Identity.Subject || id.Issuer != old.Identity.Issuer:
 			err = errors.New("the new token is of another subject or issuer")
 		case c.client != id.Subject && !slices.Contains(id.Clients, c.client):
-			err = errors.New("the new token does not allow the client-id")
+			err = errClientID
 		case g.cfg.Revocations.Revoked(&id, c.client):
 			err = auth.ErrRevoked
 		}
 	}
 	if err != nil {
+		g.refused(err)
 		c.note(audit.Refused, slog.String("reason", err.Error()))
 		return time.Time{}, errUnauthenticated
 	}

@@ -61,6 +61,8 @@ type Run struct {
 	Next   uint64 // cursor behind the run
 	Head   uint64 // the number the feed's next element will get
 	Last   uint64 // offset of its last event; 0 if it is empty
+	// Oldest is the timestamp of its first event, in Unix milliseconds; 0 where that is not known.
+	Oldest int64
 	// Lost: the elements at the cursor are not held any more; there is nothing to take.
 	Lost bool
 	// Damaged, with Lost: the log is damaged there, so nobody knows how many there were. The log says so to whoever reads it.
@@ -169,6 +171,9 @@ func (f *Feed) takeLocked(lim Limits, r *Run) {
 			to = from + 1
 		}
 		b := s.bytes(from, to)
+		if r.Events == 0 {
+			r.Oldest = s.times[from]
+		}
 		r.Slices = append(r.Slices, b)
 		r.hold(s.block)
 		r.Bytes += len(b)

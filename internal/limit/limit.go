@@ -9,6 +9,7 @@ package limit
 import (
 	"fmt"
 	"math"
+	"strings"
 	"sync"
 	"time"
 
@@ -28,6 +29,8 @@ type Config struct {
 	Server, Client, Subject Limits
 	Namespaces              map[string]Limits
 	Namespace               Limits // of those that are not in Namespaces
+	// Hit, if set, is called for each refusal, under a lock, with the limit's name: one of a few words. It must not block.
+	Hit func(limit string)
 	// Event is the size of the largest event: a bucket for bytes holds at least that, or it could never pass.
 	Event int64
 }
@@ -61,6 +64,9 @@ const (
 	ofNamespace scope = "of this namespace"
 )
 
+// word is the scope as metrics spell it.
+func (s scope) word() string { return strings.TrimPrefix(string(s), "of this ") }
+
 type key struct {
 	scope scope
 	name  string
@@ -90,6 +96,18 @@ type bucket struct {
 	idle          time.Time // since when refs is 0
 	sessions      int
 	subscriptions int
+}
+
+func (l *Limiter) hit(of scope, what string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.hitLocked(of, what)
+}
+
+func (l *Limiter) hitLocked(of scope, what string) {
+	if l.cfg.Hit != nil {
+		l.cfg.Hit(of.word() + "_" + what)
+	}
 }
 
 // New returns a Limiter.
@@ -267,7 +285,9 @@ func (c *Client) Publish(namespace string, bytes int) error {
 	var taken [2 * 4]*rate.Reservation // two of each bucket
 	n := 0
 	var worst *Error
-	take := func(limiter *rate.Limiter, many int, what string, of scope) {
+	var of scope
+	var what string
+	take := func(limiter *rate.Limiter, many int, kind string, from scope) {
 		r := limiter.ReserveN(now, many)
 		wait := busyRetry
 		if r.OK() {
@@ -278,7 +298,8 @@ func (c *Client) Publish(namespace string, bytes int) error {
 			}
 		}
 		if worst == nil || wait > worst.Retry {
-			worst = &Error{fmt.Sprintf("%s per second %s", what, of), wait}
+			what, of = kind, from
+			worst = &Error{fmt.Sprintf("%s per second %s", kind, from), wait}
 		}
 	}
 	space := c.spaceLocked(namespace)
@@ -294,6 +315,7 @@ func (c *Client) Publish(namespace string, bytes int) error {
 	for _, r := range taken[:n] {
 		r.CancelAt(now)
 	}
+	c.l.hit(of, what)
 	c.refused = now.Add(worst.Retry)
 	return worst
 }
@@ -309,6 +331,7 @@ func (c *Client) Session() error {
 	defer c.l.mu.Unlock()
 	for _, b := range c.mine {
 		if most := b.limits.Sessions; most > 0 && b.sessions >= most {
+			c.l.hitLocked(b.scope, "sessions")
 			return &Error{"sessions " + string(b.scope), busyRetry}
 		}
 	}
@@ -332,6 +355,7 @@ func (c *Client) Subscribe(namespace string) error {
 	all := append(c.mine[:len(c.mine):len(c.mine)], space)
 	for _, b := range all {
 		if most := b.limits.Subscriptions; most > 0 && b.subscriptions >= most {
+			c.l.hitLocked(b.scope, "subscriptions")
 			return &Error{"subscriptions " + string(b.scope), busyRetry}
 		}
 	}

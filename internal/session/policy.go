@@ -71,7 +71,7 @@ func (sub *subscription) overtaken(damaged bool, now time.Time) bool {
 	case damaged || p == runnelv1.OverflowPolicy_OVERFLOW_POLICY_CATCH_UP || sub.o.conflates() && sub.o.State.History:
 		sub.live, sub.pace.end = false, 0
 		if !sub.behind {
-			sub.behind = true
+			sub.setBehind(true)
 			sub.notice(runnelv1.NoticeKind_NOTICE_KIND_BEHIND, sub.seen, sub.seen, 0, "reading the log")
 		}
 		sub.advance()
@@ -102,6 +102,7 @@ func (sub *subscription) dropped(n, last uint64, reason string) {
 	if n == 0 {
 		return
 	}
+	sub.countDropped(n)
 	sub.noticeRange(runnelv1.NoticeKind_NOTICE_KIND_DROPPED, last, n, reason)
 	sub.seen = max(sub.seen, last)
 	sub.told = sub.seen

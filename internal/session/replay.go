@@ -113,6 +113,7 @@ func (sub *subscription) advance() {
 	p := &sub.page
 	sub.seen = max(sub.seen, p.scanned)
 	if g := p.gap; g != nil {
+		sub.countGap()
 		sub.notice(runnelv1.NoticeKind_NOTICE_KIND_GAP, g.From, g.To, 0, p.reason)
 		sub.seen = max(sub.seen, g.To)
 		sub.told = sub.seen
@@ -121,7 +122,7 @@ func (sub *subscription) advance() {
 	if len(sub.snapshot) == 0 {
 		if sub.live = sub.o.Feed.Join(&sub.cursor, sub.seen); sub.live {
 			if sub.behind {
-				sub.behind = false
+				sub.setBehind(false)
 				sub.notice(runnelv1.NoticeKind_NOTICE_KIND_CAUGHT_UP, sub.seen, sub.seen, 0, "")
 			}
 			sub.queueLocked()

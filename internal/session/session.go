@@ -8,6 +8,7 @@
 package session
 
 import (
+	"errors"
 	"math/rand/v2"
 	"sync"
 	"time"
@@ -20,7 +21,7 @@ import (
 	"github.com/runnelhq/runnel/internal/topic"
 )
 
-// Config is fixed for a session's life. All fields but Budget, Silence and Wake are required.
+// Config is fixed for a session's life. All fields but Budget, Meter, Silence and Wake are required.
 type Config struct {
 	MaxSubscriptions int
 	Heartbeat        time.Duration // send one after this long without sending
@@ -28,6 +29,7 @@ type Config struct {
 	SendTimeout      time.Duration // end a session whose transport takes nothing for this long
 	Replayer         *Replayer
 	Budget           *budget.Budget // the session and what it holds count against it
+	Meter            *Meter
 	// Wake is called when Next may have a frame, or the session's end, in place of Ready. It must not block, nor call the session.
 	Wake func()
 }
@@ -63,6 +65,9 @@ type Session struct {
 	// finishing: the client has said all it had to say.
 	finishing bool
 
+	gone      tally // of subscriptions that are over
+	rate      rate
+	began     time.Time
 	sent      time.Time // when something was last sent
 	heard     time.Time // when a request last came
 	marked    time.Time // when bookmarks were last looked at
@@ -83,13 +88,14 @@ func New(cfg Config) (*Session, error) {
 	now := time.Now()
 	s := &Session{
 		cfg: cfg, ready: make(chan struct{}, 1), subs: map[uint32]*subscription{},
-		sent: now, heard: now, marked: now,
+		began: now, sent: now, heard: now, marked: now, rate: rate{since: now},
 		heartbeat: cfg.Heartbeat - rand.N(cfg.Heartbeat/10+1),
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.due = s.dueLocked(now)
 	s.timer = time.AfterFunc(s.due.Sub(now), s.tick)
+	cfg.Meter.sessions(1)
 	return s, nil
 }
 
@@ -111,6 +117,7 @@ func (s *Session) Close() {
 		sub.release()
 	}
 	s.cfg.Budget.Give(budget.Sessions, sessionCost)
+	s.cfg.Meter.sessions(-1)
 }
 
 // End makes Next return err once the controls queued so far are sent. The first reason stays.
@@ -124,6 +131,9 @@ func (s *Session) endLocked(err error) {
 	if s.err == nil {
 		s.err = err
 		s.timer.Stop()
+		if slow := (*SlowConsumerError)(nil); errors.As(err, &slow) {
+			s.cfg.Meter.slow()
+		}
 	}
 	s.wake()
 }
@@ -200,6 +210,7 @@ func (s *Session) Next(f *Frame, maxBytes int) error {
 		}
 	}
 	if f.Bytes > 0 {
+		s.cfg.Meter.frame(f)
 		f.charge(s.cfg.Budget)
 		return nil
 	}
@@ -311,10 +322,12 @@ func (s *Session) Subscribe(request uint64, o Options) error {
 	}
 	sub := newSubscription(s, o)
 	s.subs[o.ID] = sub
+	s.cfg.Meter.subscriptions(1)
 	s.controls = append(s.controls, &runnelv1.Control{RequestId: request, Control: &runnelv1.Control_Subscribed{
 		Subscribed: &runnelv1.Subscribed{Subscription: o.ID, Position: sub.position(), Overflow: o.Policy},
 	}})
 	if o.Gap != "" {
+		sub.countGap()
 		sub.notice(runnelv1.NoticeKind_NOTICE_KIND_GAP, 0, 0, 0, o.Gap)
 	}
 	sub.told = sub.seen

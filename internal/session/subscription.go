@@ -65,6 +65,7 @@ type subscription struct {
 	pauses   uint64    // s.pauses when it last looked
 	held     time.Time // since when credit or stream was used up before all was sent; zero: it keeps up
 	pace     pace
+	tally    tally
 	notified *runnelv1.Notice // the last notice queued
 	flush    uint64           // s.flushes then
 
@@ -114,6 +115,25 @@ func (sub *subscription) closeLocked() {
 	sub.unhold()
 	sub.s.paced.remove(sub)
 	sub.page.drop()
+	sub.setBehind(false)
+	gone := &sub.s.gone
+	gone.delivered += sub.tally.delivered
+	gone.dropped += sub.tally.dropped
+	gone.conflated += sub.tally.conflated
+	gone.gaps += sub.tally.gaps
+	sub.s.cfg.Meter.subscriptions(-1)
+}
+
+// setBehind notes whether the client was told that the subscription reads the log.
+func (sub *subscription) setBehind(behind bool) {
+	if behind != sub.behind {
+		sub.behind = behind
+		n := int64(-1)
+		if behind {
+			n = 1
+		}
+		sub.s.cfg.Meter.behind(n)
+	}
 }
 
 // release gives back the feed and the memory, without the session's lock.
@@ -165,6 +185,7 @@ func (sub *subscription) fill(f *Frame, maxBytes int, now time.Time) {
 		return
 	}
 	sub.going(&run, now)
+	sub.countRun(run.Events, run.Passed, sub.live, run.Oldest, now)
 	if run.Passed > 0 {
 		sub.noticeRange(runnelv1.NoticeKind_NOTICE_KIND_CONFLATED, run.Last, run.Passed, superseded)
 	}

@@ -1,0 +1,74 @@
+package broker
+
+import (
+	"errors"
+	"strings"
+
+	runnelv1 "github.com/runnelhq/runnel/api/runnel/v1"
+	"github.com/runnelhq/runnel/internal/engine"
+	"github.com/runnelhq/runnel/internal/limit"
+)
+
+// Results are what may become of an event, for the metrics.
+var Results = []string{"accepted", "duplicate", "invalid", "denied", "limited", "conflict", "skipped", "failed"}
+
+const (
+	accepted = iota
+	duplicate
+	invalid
+	denied
+	limited
+	conflict
+	skipped
+	failed
+)
+
+// count tells the metrics.
+func (b *Broker) count(out []Outcome) {
+	if b.cfg.Published == nil {
+		return
+	}
+	var n [failed + 1]int
+	for i := range out {
+		n[resultOf(&out[i])]++
+	}
+	for r, events := range n {
+		if events > 0 {
+			b.cfg.Published(Results[r], events)
+		}
+	}
+}
+
+func resultOf(o *Outcome) int {
+	if o.Err == nil {
+		if o.Response.GetDuplicate() {
+			return duplicate
+		}
+		return accepted
+	}
+	var (
+		bad       *InvalidError
+		large     *TooLargeError
+		forbidden *ForbiddenError
+		over      *limit.Error
+		moved     *engine.ConflictError
+	)
+	switch err := o.Err; {
+	case errors.As(err, &bad), errors.As(err, &large), errors.Is(err, engine.ErrUnknownNamespace), errors.Is(err, engine.ErrTooManyNamespaces):
+		return invalid
+	case errors.As(err, &forbidden):
+		return denied
+	case errors.As(err, &over):
+		return limited
+	case errors.As(err, &moved):
+		return conflict
+	case errors.Is(err, engine.ErrSkipped):
+		return skipped
+	}
+	return failed
+}
+
+// durabilityWord is a durability as configuration spells it.
+func durabilityWord(d runnelv1.Durability) string {
+	return strings.ToLower(strings.TrimPrefix(d.String(), "DURABILITY_"))
+}
