@@ -2,6 +2,7 @@
 package e2e
 
 import (
+	"cmp"
 	"net"
 	"os"
 	"os/exec"
@@ -37,12 +38,13 @@ type process struct {
 	t            *testing.T
 	binary, addr string
 	data         string
+	admin        string   // address of the admin listener; empty: off
 	env          []string // settings
 	cmd          *exec.Cmd
 }
 
 func (p *process) start() {
-	p.cmd = exec.Command(p.binary, "serve", "--dev", "--listen", p.addr, "--admin", "off", "--data", p.data, "--log-level", "warn")
+	p.cmd = exec.Command(p.binary, "serve", "--dev", "--listen", p.addr, "--admin", cmp.Or(p.admin, "off"), "--data", p.data, "--log-level", "warn")
 	// The test's own variables are no configuration.
 	p.cmd.Env = slices.DeleteFunc(os.Environ(), func(kv string) bool { return strings.HasPrefix(kv, "RUNNEL_") })
 	p.cmd.Env = append(p.cmd.Env, p.env...)
