@@ -11,7 +11,7 @@ import (
 	"golang.org/x/net/http2/hpack"
 )
 
-// long enough for whatever must happen
+// deadline is long enough for whatever must happen.
 const deadline = 30 * time.Second
 
 // rapidReset opens streams, some with a request, and takes them back at once (CVE-2023-44487).
@@ -93,6 +93,13 @@ func floods(s *siege, n int, frame func(c *wire) func(i int) error) (free, full 
 	}
 	group.Wait()
 	s.note = fmt.Sprintf("%s; full: %s", ends[0], ends[1])
+	if s.long && ends[1] == held {
+		begun := time.Now()
+		if !full.cutWhileHeld(90 * time.Second) {
+			s.Error("the connection that takes nothing is still open")
+		}
+		s.note += fmt.Sprintf(", and cut after %.0f s", time.Since(begun).Seconds())
+	}
 	return free, full, ends
 }
 

@@ -64,6 +64,15 @@ var attacks = []struct {
 	{"empty continuations", emptyContinuations},
 	{"header bombs", headerBombs},
 	{"stalled openings", stalledOpenings},
+	{"zero windows", zeroWindows},
+	{"gzip bombs", gzipBombs},
+	{"zstd bombs", zstdBombs},
+	{"message lengths", messageLengths},
+	{"broken messages", brokenMessages},
+	{"subscribe commands", subscribeCommands},
+	{"unsubscribe commands", unsubscribeCommands},
+	{"publish storm", publishStorm},
+	{"connect and cancel", connectAndCancel},
 }
 
 const (

@@ -45,7 +45,7 @@ type wire struct {
 
 // tally is what the server has sent.
 type tally struct {
-	frames   int
+	data     int // DATA frames
 	resets   map[http2.ErrCode]int
 	goAway   []http2.ErrCode
 	statuses map[string]int // grpc-status
@@ -189,8 +189,9 @@ func (c *wire) note(f func(*tally)) {
 }
 
 func (g *tally) add(f http2.Frame) {
-	g.frames++
 	switch f := f.(type) {
+	case *http2.DataFrame:
+		g.data++
 	case *http2.RSTStreamFrame:
 		g.resets[f.ErrCode]++
 	case *http2.GoAwayFrame:
@@ -305,6 +306,19 @@ func (c *wire) flood(s *siege, n int, frame func(i int) error) string {
 		return cut
 	}
 	return swallowed
+}
+
+// cutWhileHeld waits until a server that does not read this connection has closed it.
+func (c *wire) cutWhileHeld(most time.Duration) bool {
+	for end := time.Now().Add(most); time.Now().Before(end); {
+		if err := c.SetWriteDeadline(time.Now().Add(time.Second)); err != nil {
+			return true
+		}
+		if _, err := c.Write(make([]byte, 1<<10)); err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
+			return true
+		}
+	}
+	return false
 }
 
 // slow is a connection that says what it has to say bit by bit.
