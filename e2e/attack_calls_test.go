@@ -83,7 +83,7 @@ func bomb(s *siege, coding string, n int, message []byte) {
 		c.flush()
 		// The window grows once the server knows how long the message is.
 		if len(message) > 60<<10 && !c.await(deadline, func(g *tally) bool { return g.windows[id] > 0 }) {
-			s.Fatalf("no window for %d bytes: %+v", len(message), c.seen())
+			s.Fatalf("no window for %d bytes: %v", len(message), c.seen())
 		}
 		_ = c.SetWriteDeadline(time.Now().Add(deadline))
 		if err := c.data(id, true, message); err != nil || !c.flush() {
@@ -91,7 +91,7 @@ func bomb(s *siege, coding string, n int, message []byte) {
 		}
 		s.thrown.Add(1)
 		if !c.await(deadline, func(g *tally) bool { return g.answered() > i }) {
-			s.Fatalf("no answer to message %d: %+v", i, c.seen())
+			s.Fatalf("no answer to message %d: %v", i, c.seen())
 		}
 	}
 	got := c.seen().statuses
@@ -136,7 +136,7 @@ func messageLengths(s *siege) {
 	}
 	c.flush()
 	if !c.await(deadline, func(g *tally) bool { return g.statuses["8"]+g.resets[http2.ErrCodeRefusedStream] >= n }) {
-		s.Errorf("of %d messages of 4 GiB, these were refused: %+v", n, c.seen())
+		s.Errorf("of %d messages of 4 GiB, these were refused: %v", n, c.seen())
 	}
 	// As many streams as a connection may have, each with a message of 1 MiB that never comes.
 	for range s.times(1, 20) {
@@ -208,7 +208,7 @@ func brokenMessages(s *siege) {
 		if i%100 == 99 { // below the most streams of a connection
 			c.flush()
 			if !c.await(deadline, func(g *tally) bool { return g.answered() > i }) {
-				s.Fatalf("%d messages, answers: %+v", i+1, c.seen())
+				s.Fatalf("%d messages: %v", i+1, c.seen())
 			}
 		}
 	}
@@ -369,7 +369,7 @@ func cancelAt(s *siege, stage int64) error {
 	}
 	c.read()
 	if !c.await(deadline, func(g *tally) bool { return g.data > 0 }) {
-		return fmt.Errorf("no answer: %+v", c.seen())
+		return fmt.Errorf("no answer: %v", c.seen())
 	}
 	return nil
 }

@@ -39,7 +39,7 @@ func (c *wire) mustPong(s *siege) {
 	_ = c.SetWriteDeadline(time.Now().Add(deadline))
 	_ = c.fr.WritePing(false, [8]byte{'p'})
 	if !c.flush() || !c.await(deadline, func(g *tally) bool { return g.pongs > 0 }) {
-		s.Errorf("the connection does not answer any more: %+v", c.seen())
+		s.Errorf("the connection does not answer any more: %v", c.seen())
 	}
 }
 
@@ -239,7 +239,7 @@ func headerBombs(s *siege) {
 			c.flush()
 			s.thrown.Add(1)
 			if !c.await(deadline, func(g *tally) bool { return g.reset() > 0 || g.over != nil }) {
-				s.Errorf("%s headers were not refused: %+v", what, c.seen())
+				s.Errorf("%s headers were not refused: %v", what, c.seen())
 			}
 			c.close()
 		}

@@ -3,6 +3,7 @@ package e2e
 
 import (
 	"cmp"
+	"io"
 	"net"
 	"os"
 	"os/exec"
@@ -38,8 +39,9 @@ type process struct {
 	t            *testing.T
 	binary, addr string
 	data         string
-	admin        string   // address of the admin listener; empty: off
-	env          []string // settings
+	admin        string    // address of the admin listener; empty: off
+	env          []string  // settings
+	log          io.Writer // also gets what the server logs; may be nil
 	cmd          *exec.Cmd
 }
 
@@ -49,6 +51,9 @@ func (p *process) start() {
 	p.cmd.Env = slices.DeleteFunc(os.Environ(), func(kv string) bool { return strings.HasPrefix(kv, "RUNNEL_") })
 	p.cmd.Env = append(p.cmd.Env, p.env...)
 	p.cmd.Stderr = p.t.Output()
+	if p.log != nil {
+		p.cmd.Stderr = io.MultiWriter(p.t.Output(), p.log)
+	}
 	if err := p.cmd.Start(); err != nil {
 		p.t.Fatal(err)
 	}

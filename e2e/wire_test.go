@@ -5,6 +5,7 @@ import (
 	"bytes"
 	endian "encoding/binary"
 	"errors"
+	"fmt"
 	"io"
 	"maps"
 	"net"
@@ -54,6 +55,11 @@ type tally struct {
 	over     error // why nothing more comes
 }
 
+// String leaves out the windows.
+func (g *tally) String() string {
+	return fmt.Sprintf("%d DATA, RST_STREAM %v, GOAWAY %v, statuses %v, over: %v", g.data, g.resets, g.goAway, g.statuses, g.over)
+}
+
 func (g *tally) reset() (n int) {
 	for _, m := range g.resets {
 		n += m
@@ -94,6 +100,7 @@ func connect(t *testing.T, addr string, settings ...http2.Setting) *wire {
 	c.enc = hpack.NewEncoder(&c.block)
 	_, _ = w.WriteString(http2.ClientPreface) // the writer keeps errors for Flush
 	_ = c.fr.WriteSettings(settings...)
+	_ = c.fr.WriteWindowUpdate(0, 1<<31-1-65535) // the streams' windows are what bounds the server
 	_ = c.flush()
 	return c
 }
@@ -250,7 +257,6 @@ func (c *wire) gorge() error {
 		return err
 	}
 	_ = c.fr.WriteSettings(http2.Setting{ID: http2.SettingInitialWindowSize, Val: 1<<31 - 1})
-	_ = c.fr.WriteWindowUpdate(0, 1<<31-1-65535)
 	if err := c.follow("past.t"); err != nil {
 		return err
 	}
