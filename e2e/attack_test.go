@@ -69,6 +69,7 @@ var attacks = []struct {
 	{"gzip bombs", gzipBombs},
 	{"zstd bombs", zstdBombs},
 	{"message lengths", messageLengths},
+	{"unfinished messages", unfinishedMessages},
 	{"broken messages", brokenMessages},
 	{"subscribe commands", subscribeCommands},
 	{"unsubscribe commands", unsubscribeCommands},
