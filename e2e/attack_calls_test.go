@@ -13,6 +13,7 @@ import (
 	"golang.org/x/net/http2"
 	"golang.org/x/net/http2/hpack"
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 
@@ -251,7 +252,7 @@ func brokenMessages(s *siege) {
 		s.Errorf("some were taken: %v", got)
 	}
 	s.note = fmt.Sprintf("statuses %v", got)
-	api, conn, err := dialAPI(s.addr)
+	api, conn, err := dialAPI(s.addr, insecure.NewCredentials())
 	if err != nil {
 		s.Fatal(err)
 	}
@@ -265,7 +266,7 @@ func brokenMessages(s *siege) {
 // commands sends n commands on one session, as fast as they are taken, and reads no answer for a while. It returns how the answers went,
 // by what a client learns of them.
 func commands(s *siege, n int, command func(i int) *runnelv1.StreamRequest) map[string]int {
-	api, conn, err := dialAPI(s.addr)
+	api, conn, err := dialAPI(s.addr, insecure.NewCredentials())
 	if err != nil {
 		s.Fatal(err)
 	}

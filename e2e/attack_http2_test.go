@@ -2,7 +2,9 @@ package e2e
 
 import (
 	"bytes"
+	"crypto/tls"
 	"fmt"
+	"net"
 	"strings"
 	"sync"
 	"time"
@@ -255,32 +257,47 @@ func stalledOpenings(s *siege) {
 	whole.WriteString(http2.ClientPreface)
 	fr := http2.NewFramer(&whole, nil)
 	_ = fr.WriteSettings()
-	shaken := whole.Len() // up to here the server waits 10 s
+	shaken := whole.Len() // up to here the server waits 10 s; keepalive ends what stalls later
 	_ = fr.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: headers, EndHeaders: true})
+	stall(s, whole.Bytes(), 0, len(http2.ClientPreface)/2, len(http2.ClientPreface), shaken+20)
+}
+
+// stalledHandshakes are those of TLS: nothing, half a ClientHello, byte by byte, and HTTP/2 without TLS.
+func stalledHandshakes(s *siege) {
+	ours, theirs := net.Pipe()
+	var group sync.WaitGroup
+	group.Go(func() {
+		// It fails once the other end is closed.
+		_ = tls.Client(ours, &tls.Config{ServerName: "localhost", NextProtos: []string{"h2"}}).Handshake()
+	})
+	hello := make([]byte, 16<<10)
+	n, err := theirs.Read(hello)
+	theirs.Close()
+	group.Wait()
+	if err != nil {
+		s.Fatal(err)
+	}
+	stall(s, hello[:n], 0, 3, n/2, n)
+	stall(s, []byte(http2.ClientPreface), 10, len(http2.ClientPreface))
+}
+
+// stall opens 500 connections that say the beginning of what they have to say, up to one of the places given, and no more; some go on
+// byte by byte.
+func stall(s *siege, whole []byte, places ...int) {
 	var conns []*slow
 	defer func() {
 		for _, c := range conns {
 			c.Close()
 		}
 	}()
-	for i := range s.times(500, 500) {
-		c := &slow{TCPConn: dialTCP(s.T, s.addr), rest: whole.Bytes()}
+	for i := range 500 {
+		c := &slow{TCPConn: dialTCP(s.T, s.addr), rest: whole}
 		conns = append(conns, c)
-		switch i % 5 {
-		case 0: // nothing
-			c.say(0)
-		case 1: // half a preface
-			c.say(len(http2.ClientPreface) / 2)
-		case 2: // a preface without settings
-			c.say(len(http2.ClientPreface))
-		case 3: // half a header; keepalive ends it
-			c.say(shaken + 20)
-		case 4: // slowloris
-			c.steps = true
+		if c.steps = i%(len(places)+1) == len(places); !c.steps {
+			c.say(places[i%(len(places)+1)])
 		}
 		s.thrown.Add(1)
 	}
-	// In the short form there is no time to see the server cut them; those that are left are closed here.
 	begun := time.Now()
 	for range s.times(20, 60) {
 		time.Sleep(time.Duration(s.times(20, 1000)) * time.Millisecond) // the pace of a slowloris
@@ -290,13 +307,13 @@ func stalledOpenings(s *siege) {
 			}
 		}
 	}
-	s.note = "held"
-	if s.long {
-		for i, c := range conns {
-			if !c.cut() {
-				s.Errorf("connection of kind %d is open after %v", i%5, time.Since(begun).Round(time.Second))
-			}
-		}
-		s.note = "all cut"
+	if s.note = "held"; !s.long {
+		return // there is no time to see the server cut them: they are closed here
 	}
+	for i, c := range conns {
+		if !c.cut() {
+			s.Errorf("connection of kind %d is open after %v", i%(len(places)+1), time.Since(begun).Round(time.Second))
+		}
+	}
+	s.note = "all cut"
 }

@@ -4,12 +4,16 @@ import (
 	"bytes"
 	"fmt"
 	"os"
+	"os/exec"
+	"path/filepath"
 	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/credentials/insecure"
 
 	runnelv1 "github.com/runnelhq/runnel/api/runnel/v1"
 )
@@ -84,46 +88,95 @@ const (
 	// mostResidentLong is for the long form. There, 20,000 streams are open at once, of about 12 KiB each, and the ids of 200,000 events
 	// are remembered, both of which limits of their own bound. What grows with 100,000 connections or commands would pass it too.
 	mostResidentLong = 600 << 20
-	// moreGoroutines are those that the server may have for reasons of its own: compactions, commits, a scrape.
+	// moreGoroutines are those that the server may have for reasons of its own: compactions, commits, a scrape, namespaces.
 	moreGoroutines = 10
 )
 
 // TestAttack throws what hostile clients throw at a server, beside a bystander who notices nothing but, at worst, delay. What delay is in
 // the log: it is not judged, since it depends on the machine. RUNNEL_ATTACKS=1 is the long form (make attacks).
 func TestAttack(t *testing.T) {
-	var faults errorLines
-	p := &process{t: t, binary: binary(t), addr: freeAddress(t), admin: freeAddress(t), data: t.TempDir(), log: &faults,
-		env: []string{"GOMEMLIMIT=off"}} // memory is bounded by the server, not by its collector's zeal
-	p.start()
-	t.Cleanup(p.kill)
-	publishPast(t, p.addr)
-	calm := newBystander(t, p.addr)
-	long := os.Getenv("RUNNEL_ATTACKS") != ""
-	table := []string{fmt.Sprintf("%-20s %9s | %9s %9s | %6s %6s %6s | %6s %6s |", "attack", "thrown", "p99 calm", "under", "MiB", "peak", "after", "gorout", "after")}
+	f := newField(t, binary(t), insecure.NewCredentials())
+	publishPast(t, f.p.addr)
 	for _, a := range attacks {
-		t.Run(strings.ReplaceAll(a.name, " ", "_"), func(t *testing.T) {
-			s := &siege{T: t, addr: p.addr, long: long}
-			time.Sleep(time.Duration(s.times(100, 1000)) * time.Millisecond) // what the bystander sees without an attack
-			before, resident, goroutines := calm.lap(), residentBytes(t, p.cmd.Process.Pid), p.goroutines(t)
-			p.resetPeak()
-			s.run(a.run)
-			during := calm.lap()
-			calm.settle(t, 0)
-			peak := p.peakBytes(t)
-			left := p.awaitGoroutines(t, goroutines+moreGoroutines)
-			table = append(table, fmt.Sprintf("%-20s %9d | %6.1f ms %6.1f ms | %6d %6d %6d | %6d %6d | %s", a.name, s.thrown.Load(),
-				float64(before.ValueAtQuantile(99))/1000, float64(during.ValueAtQuantile(99))/1000,
-				resident>>20, peak>>20, residentBytes(t, p.cmd.Process.Pid)>>20, goroutines, left, s.note))
-			if most := int64(s.times(mostResident, mostResidentLong)); peak > most {
-				t.Errorf("the server held %d MiB, at most %d are allowed", peak>>20, most>>20)
-			}
-			calm.lap()
-		})
+		t.Run(strings.ReplaceAll(a.name, " ", "_"), func(t *testing.T) { f.attack(t, a.name, a.run) })
 	}
-	if n := faults.Load(); n > 0 {
-		t.Errorf("clients made the server log %d errors", n)
+	f.report()
+}
+
+// TestAttackTLS stalls and breaks handshakes.
+func TestAttackTLS(t *testing.T) {
+	command, dir := binary(t), t.TempDir()
+	init := exec.Command(command, "config", "init", "--tls")
+	init.Dir = dir
+	if out, err := init.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
 	}
-	t.Log("\n" + strings.Join(table, "\n"))
+	file := func(name string) string { return filepath.Join(dir, "runnel-dev", name) }
+	creds, err := credentials.NewClientTLSFromFile(file("ca.pem"), "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := newField(t, command, creds, "RUNNEL_TLS_CERT="+file("server.pem"), "RUNNEL_TLS_KEY="+file("server-key.pem"))
+	f.attack(t, "stalled handshakes", stalledHandshakes)
+	f.report()
+}
+
+// field is where attacks happen: a server and its bystander.
+type field struct {
+	t      *testing.T
+	p      *process
+	calm   *bystander
+	faults errorLines
+	table  []string
+	first  int // goroutines before any attack
+}
+
+func newField(t *testing.T, command string, creds credentials.TransportCredentials, env ...string) *field {
+	t.Helper()
+	f := &field{t: t}
+	// Memory is bounded by the server, not by its collector's zeal.
+	f.p = &process{t: t, binary: command, addr: freeAddress(t), admin: freeAddress(t), data: t.TempDir(), log: &f.faults,
+		env: append(env, "GOMEMLIMIT=off")}
+	f.p.start()
+	t.Cleanup(f.p.kill)
+	f.calm = newBystander(t, f.p.addr, creds)
+	f.first = f.p.goroutines(t)
+	f.row("%-20s %9s | %9s %9s | %6s %6s %6s | %6s %6s |", "attack", "thrown", "p99 calm", "under", "MiB", "peak", "after", "gorout", "after")
+	return f
+}
+
+func (f *field) row(format string, values ...any) {
+	f.table = append(f.table, fmt.Sprintf(format, values...))
+}
+
+func (f *field) report() {
+	f.t.Helper()
+	if n := f.faults.Load(); n > 0 {
+		f.t.Errorf("clients made the server log %d errors", n)
+	}
+	// What each attack may leave behind for a while must not add up.
+	f.p.awaitGoroutines(f.t, f.first+moreGoroutines)
+	f.t.Log("\n" + strings.Join(f.table, "\n"))
+}
+
+// attack runs one attack, and checks that the bystander and the server came through it.
+func (f *field) attack(t *testing.T, name string, run func(*siege)) {
+	s := &siege{T: t, addr: f.p.addr, long: os.Getenv("RUNNEL_ATTACKS") != ""}
+	f.calm.lap()
+	time.Sleep(time.Duration(s.times(100, 1000)) * time.Millisecond) // what the bystander sees without an attack
+	before, resident, goroutines := f.calm.lap(), residentBytes(t, f.p.cmd.Process.Pid), f.p.goroutines(t)
+	f.p.resetPeak()
+	s.run(run)
+	f.calm.settle(t, 0)
+	during := f.calm.lap()
+	peak := f.p.peakBytes(t)
+	left := f.p.awaitGoroutines(t, goroutines+moreGoroutines)
+	f.row("%-20s %9d | %6.1f ms %6.1f ms | %6d %6d %6d | %6d %6d | %s", name, s.thrown.Load(),
+		float64(before.ValueAtQuantile(99))/1000, float64(during.ValueAtQuantile(99))/1000,
+		resident>>20, peak>>20, residentBytes(t, f.p.cmd.Process.Pid)>>20, goroutines, left, s.note)
+	if most := int64(s.times(mostResident, mostResidentLong)); peak > most {
+		t.Errorf("the server held %d MiB, at most %d are allowed", peak>>20, most>>20)
+	}
 }
 
 // errorLines counts errors in a log. What a client does is no fault of the server's, and must not fill its log.
@@ -152,7 +205,7 @@ func (p *process) awaitGoroutines(t *testing.T, most int) int {
 // publishPast publishes 50 MiB to the topic past.t, for those who ask for it and do not read it.
 func publishPast(t *testing.T, addr string) {
 	t.Helper()
-	api, conn, err := dialAPI(addr)
+	api, conn, err := dialAPI(addr, insecure.NewCredentials())
 	if err != nil {
 		t.Fatal(err)
 	}

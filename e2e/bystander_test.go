@@ -16,7 +16,7 @@ import (
 	"github.com/HdrHistogram/hdrhistogram-go"
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/credentials"
 
 	runnelv1 "github.com/runnelhq/runnel/api/runnel/v1"
 )
@@ -27,8 +27,9 @@ const pace = 5 * time.Millisecond
 // bystander is a well-behaved publisher and subscriber, each with a connection of its own. Events are due at fixed times, however the
 // server does, and a delay counts from when the event was due.
 type bystander struct {
-	addr string
-	ctx  context.Context // ends with what goes wrong
+	addr  string
+	creds credentials.TransportCredentials
+	ctx   context.Context // ends with what goes wrong
 
 	mu     sync.Mutex
 	delays *hdrhistogram.Histogram // µs, since the last lap
@@ -38,11 +39,11 @@ type bystander struct {
 }
 
 // newBystander returns when the first event has arrived.
-func newBystander(t *testing.T, addr string) *bystander {
+func newBystander(t *testing.T, addr string, creds credentials.TransportCredentials) *bystander {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	group, ctx := errgroup.WithContext(ctx)
-	b := &bystander{addr: addr, ctx: ctx, delays: newDelays()}
+	b := &bystander{addr: addr, creds: creds, ctx: ctx, delays: newDelays()}
 	t.Cleanup(func() {
 		cancel()
 		_ = group.Wait() // settle has said what went wrong
@@ -75,8 +76,8 @@ func (b *bystander) lap() *hdrhistogram.Histogram {
 }
 
 // dialAPI returns a client with a connection of its own.
-func dialAPI(addr string) (runnelv1.StreamServiceClient, *grpc.ClientConn, error) {
-	conn, err := grpc.NewClient(addr, grpc.WithTransportCredentials(insecure.NewCredentials()))
+func dialAPI(addr string, creds credentials.TransportCredentials) (runnelv1.StreamServiceClient, *grpc.ClientConn, error) {
+	conn, err := grpc.NewClient(addr, grpc.WithTransportCredentials(creds))
 	if err != nil {
 		return nil, nil, err
 	}
@@ -84,7 +85,7 @@ func dialAPI(addr string) (runnelv1.StreamServiceClient, *grpc.ClientConn, error
 }
 
 func (b *bystander) publish(ctx context.Context) error {
-	api, conn, err := dialAPI(b.addr)
+	api, conn, err := dialAPI(b.addr, b.creds)
 	if err != nil {
 		return err
 	}
@@ -141,7 +142,7 @@ func (b *bystander) acknowledged(stream runnelv1.StreamService_EstablishStreamCl
 
 // follow checks that every event comes once and in order.
 func (b *bystander) follow(ctx context.Context, ready chan struct{}) error {
-	api, conn, err := dialAPI(b.addr)
+	api, conn, err := dialAPI(b.addr, b.creds)
 	if err != nil {
 		return err
 	}
