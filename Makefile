@@ -1,6 +1,6 @@
 # make help says what there is. Everything needs Go only; tools are built from tools/ at the versions pinned there.
 .DEFAULT_GOAL := help
-.PHONY: help build check generate test race fuzz bench accounting memory crash
+.PHONY: help build check generate test race fuzz bench accounting memory attacks crash
 
 FUZZTIME ?= 30s
 BENCH ?= .
@@ -40,6 +40,9 @@ accounting: ## 1,000 followers of mixed speed for 5 minutes, twice: every event 
 
 memory: ## 5,000 followers that read nothing, and events of a megabyte
 	RUNNEL_FOLLOWERS=5000 go test -count=1 -timeout=30m -v -run='^TestMemory' ./e2e
+
+attacks: ## What hostile clients throw at a server, at full size, beside a bystander; minutes
+	RUNNEL_ATTACKS=1 go test -count=1 -timeout=30m -v -run='^TestAttack' ./e2e
 
 crash: ## The long fault tests: the server is killed over and over while clients publish and follow; minutes
 	RUNNEL_CRASH=1 go test -count=1 -timeout=60m -v -run='^TestCrash' ./e2e/...

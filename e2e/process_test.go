@@ -2,6 +2,8 @@
 package e2e
 
 import (
+	"cmp"
+	"io"
 	"net"
 	"os"
 	"os/exec"
@@ -37,16 +39,21 @@ type process struct {
 	t            *testing.T
 	binary, addr string
 	data         string
-	env          []string // settings
+	admin        string    // address of the admin listener; empty: off
+	env          []string  // settings
+	log          io.Writer // also gets what the server logs; may be nil
 	cmd          *exec.Cmd
 }
 
 func (p *process) start() {
-	p.cmd = exec.Command(p.binary, "serve", "--dev", "--listen", p.addr, "--admin", "off", "--data", p.data, "--log-level", "warn")
+	p.cmd = exec.Command(p.binary, "serve", "--dev", "--listen", p.addr, "--admin", cmp.Or(p.admin, "off"), "--data", p.data, "--log-level", "warn")
 	// The test's own variables are no configuration.
 	p.cmd.Env = slices.DeleteFunc(os.Environ(), func(kv string) bool { return strings.HasPrefix(kv, "RUNNEL_") })
 	p.cmd.Env = append(p.cmd.Env, p.env...)
 	p.cmd.Stderr = p.t.Output()
+	if p.log != nil {
+		p.cmd.Stderr = io.MultiWriter(p.t.Output(), p.log)
+	}
 	if err := p.cmd.Start(); err != nil {
 		p.t.Fatal(err)
 	}

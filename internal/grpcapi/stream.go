@@ -9,6 +9,7 @@ import (
 
 	spb "google.golang.org/genproto/googleapis/rpc/status"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 
 	runnelv1 "github.com/runnelhq/runnel/api/runnel/v1"
@@ -59,6 +60,9 @@ func (s *Service) begin(g grpc.ServerStream, interactive bool) (*stream, error) 
 	// Headers at once tell the client that it is connected, and let grpc-go drop what it kept for a retry. They must be the first thing
 	// that is sent.
 	if err := g.SendHeader(nil); err != nil {
+		if _, told := status.FromError(err); !told {
+			err = context.Canceled // the connection is gone, which the stream may not know yet
+		}
 		return st, err
 	}
 	out.start()
@@ -211,8 +215,8 @@ func (st *stream) commit(ctx context.Context, batch []pending) {
 
 func (st *stream) commandError(request uint64, err error) {
 	st.by.denied(err)
-	status, _ := proto.Clone(statusOf(err).Proto()).(*spb.Status)
+	clone, _ := proto.Clone(statusOf(err).Proto()).(*spb.Status)
 	st.one.Control(&runnelv1.Control{RequestId: request, Control: &runnelv1.Control_CommandError{
-		CommandError: &runnelv1.CommandError{Status: status},
+		CommandError: &runnelv1.CommandError{Status: clone},
 	}})
 }

@@ -1,15 +1,21 @@
 package grpcapi
 
 import (
+	"bytes"
 	"context"
+	"errors"
+	"io"
 	"log/slog"
 	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
 
+	runnelv1 "github.com/runnelhq/runnel/api/runnel/v1"
 	"github.com/runnelhq/runnel/internal/broker"
 	"github.com/runnelhq/runnel/internal/budget"
 	"github.com/runnelhq/runnel/internal/session"
@@ -18,6 +24,7 @@ import (
 // headers is a stream that lets everybody else run while its headers are on their way.
 type headers struct {
 	ctx context.Context
+	err error // of SendHeader
 
 	mu     sync.Mutex
 	events []string
@@ -32,7 +39,7 @@ func (h *headers) note(event string) {
 func (h *headers) SendHeader(metadata.MD) error {
 	synctest.Wait()
 	h.note("header")
-	return nil
+	return h.err
 }
 
 func (h *headers) SendMsg(any) error           { h.note("message"); return nil }
@@ -67,3 +74,26 @@ func TestHeadersComeFirst(t *testing.T) {
 		s.Close()
 	})
 }
+
+// A client that goes away while its stream begins is no fault of the server's, and nothing for its log.
+func TestGoneAtTheBeginning(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var log bytes.Buffer
+		s := New(broker.New(nil, nil, broker.Config{MaxSubscriptions: 1}), session.NewReplayer(), Config{
+			Heartbeat: time.Minute, Silence: time.Minute, SendTimeout: time.Minute, Logger: slog.New(slog.NewTextHandler(&log, nil)),
+			Budget: budget.New(1 << 30),
+		})
+		defer s.Close()
+		by := &caller{g: NewGuard(GuardConfig{}), client: "c"}
+		h := &establishing{headers{ctx: context.WithValue(t.Context(), callerKey{}, by), err: errors.New("transport is closing")}}
+		if err := s.EstablishStream(h); status.Code(err) != codes.Canceled || log.Len() > 0 {
+			t.Errorf("%v; the log: %s", err, &log)
+		}
+	})
+}
+
+// establishing is headers for EstablishStream.
+type establishing struct{ headers }
+
+func (*establishing) Send(*runnelv1.StreamResponse) error    { return nil }
+func (*establishing) Recv() (*runnelv1.StreamRequest, error) { return nil, io.EOF }

@@ -253,6 +253,11 @@ func (g *graves) bury(c *connection, w *writer) {
 	if c == nil || w.outstanding.Load() == 0 {
 		return
 	}
+	// Most streams end with their connection. Clients that come and go could die faster than they are visited.
+	if c.closed() {
+		w.abandon()
+		return
+	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	switch {

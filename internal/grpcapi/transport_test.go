@@ -10,6 +10,7 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 
 	runnelv1 "github.com/runnelhq/runnel/api/runnel/v1"
+	"github.com/runnelhq/runnel/internal/budget"
 	"github.com/runnelhq/runnel/internal/wire"
 )
 
@@ -95,6 +96,33 @@ func TestWriterQuota(t *testing.T) {
 	}
 	cancel()
 	<-f.ended
+}
+
+// What died with its connection is given back at once: many connections can die before anybody would look.
+func TestBuryDead(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	conn, err := net.Dial("tcp", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn.Close()
+	b := budget.New(1 << 30)
+	g := graves{budget: b}
+	defer g.close()
+	w := newWriter(&headers{}, func() {})
+	p := newParcel()
+	p.frame.Add(make([]byte, 1000), b.ForcedBlock(budget.Pages, 1000))
+	if err := w.send(p); err != nil {
+		t.Fatal(err)
+	}
+	g.bury(&connection{conn: conn}, w)
+	if n := b.Used(budget.Pages); n != 0 {
+		t.Errorf("%d bytes are held for a connection that is gone", n)
+	}
 }
 
 // Whatever is in the table is a row of its own: no error has two meanings.
