@@ -33,6 +33,12 @@ func revocationOf(r *runnelv1.Revocation) Revocation {
 	return one
 }
 
+// Admin makes one call of AdminService: f gets a generated client, and a context that carries what the client's calls carry. It is repeated
+// while it fails in a way that passes, for the connect timeout.
+func Admin[T any](ctx context.Context, c *Client, f func(context.Context, runnelv1.AdminServiceClient) (T, error)) (T, error) {
+	return call(ctx, c, func(ctx context.Context) (T, error) { return f(ctx, c.admin) })
+}
+
 // Revoke cuts off a client, a subject or a token at once, and keeps it off, also after a restart of the server; a token that the subject
 // gets later is good. until is when what is revoked has expired anyhow; the zero time: for tokens in use when they expire, for all else
 // never. It returns the revocation in force, and how many streams were cut. The caller needs the verb admin on everything.

@@ -36,6 +36,12 @@ type Config struct {
 
 	Logger *slog.Logger // default: discard
 
+	// Reread reads the configuration again, for operators who ask for it, and Text shows the one in force; without them they cannot.
+	Reread func() (Config, error)
+	Text   func() (string, error)
+	// Version is what operators are told; default devel.
+	Version string
+
 	// Listener, if set, is used in place of Listen: for tests, and for sockets that come from outside.
 	Listener net.Listener
 }

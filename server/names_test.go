@@ -42,6 +42,9 @@ func TestNamesThatAreNone(t *testing.T) {
 	}
 	for _, name := range []string{"a.*", "a.>", "a.*.>"} { // patterns are no topics
 		for _, call := range calls {
+			if call.needs == "administer" {
+				continue
+			}
 			if err := call.do(t.Context(), c, name); !call.patterns && status.Code(err) != codes.InvalidArgument {
 				t.Errorf("%s %q: %v", call.name, name, err)
 			}

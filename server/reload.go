@@ -32,7 +32,7 @@ func (s *Server) Reload(cfg Config) (restart []string, err error) {
 // differing lists the fields that only a restart changes.
 func differing(old, next Config) (names []string) {
 	for _, c := range []*Config{&old, &next} {
-		c.Roles, c.Logger, c.Listener = nil, nil, nil
+		c.Roles, c.Logger, c.Listener, c.Reread, c.Text, c.Version = nil, nil, nil, nil, nil, ""
 		l := Limits{
 			MaxPayloadBytes: c.Limits.MaxPayloadBytes, MaxHeadersBytes: c.Limits.MaxHeadersBytes, MaxSubscriptions: c.Limits.MaxSubscriptions,
 			MaxStreamsPerConnection: c.Limits.MaxStreamsPerConnection, MaxNamespaces: c.Limits.MaxNamespaces, MemoryBytes: c.Limits.MemoryBytes,

@@ -13,6 +13,7 @@ import (
 	"net"
 	"runtime"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -54,6 +55,10 @@ type Server struct {
 	budget   *budget.Budget
 	security *security
 	meter    session.Meter
+	accepted atomic.Uint64 // events published
+	started  time.Time
+	stopping chan struct{} // closed when an operator drains
+	stopOnce sync.Once
 
 	mu  sync.Mutex
 	ran bool
@@ -66,7 +71,7 @@ func New(cfg Config) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Server{cfg: cfg, listener: cfg.Listener, metrics: admin.NewMetrics(grpcapi.Kinds()), health: health.NewServer()}
+	s := &Server{cfg: cfg, listener: cfg.Listener, metrics: admin.NewMetrics(grpcapi.Kinds()), health: health.NewServer(), started: time.Now(), stopping: make(chan struct{})}
 	if s.security, err = newSecurity(&cfg); err != nil {
 		return nil, err
 	}
@@ -170,7 +175,7 @@ func (s *Server) Run(ctx context.Context) error {
 	b := broker.New(s.engine, h, broker.Config{
 		MaxPayload: s.cfg.Limits.MaxPayloadBytes, MaxHeaders: s.cfg.Limits.MaxHeadersBytes,
 		MaxSubscriptions: s.cfg.Limits.MaxSubscriptions, Rules: s.rules,
-		Published: s.metrics.Published, Committed: s.metrics.Committed,
+		Published: s.published, Committed: s.metrics.Committed,
 	})
 	api := grpcapi.New(b, replayer, grpcapi.Config{
 		Heartbeat: heartbeat, Silence: silence, SendTimeout: s.cfg.SendTimeout, Logger: s.cfg.Logger, Budget: s.budget,
@@ -180,7 +185,7 @@ func (s *Server) Run(ctx context.Context) error {
 	runnelv1.RegisterStreamServiceServer(g, api)
 	runnelv1.RegisterAdminServiceServer(g, admin.NewService(admin.ServiceConfig{
 		Administrator: s.security.guard.Administrator, Revocations: s.security.revocations, Sever: s.security.guard.Sever,
-		Expires: s.security.guard.Expires, Audit: s.security.audit,
+		Expires: s.security.guard.Expires, Audit: s.security.audit, Server: newOperator(s, api),
 	}))
 	healthv1.RegisterHealthServer(g, s.health)
 	reflection.Register(g)
@@ -203,6 +208,7 @@ func (s *Server) Run(ctx context.Context) error {
 	})
 	select {
 	case <-ctx.Done():
+	case <-s.stopping:
 	case <-failed:
 	}
 	s.drain(g, api)
@@ -237,6 +243,14 @@ func (s *Server) grpcServer() *grpc.Server {
 		options = append(options, grpc.ReadBufferSize(0))
 	}
 	return grpc.NewServer(options...)
+}
+
+// published counts events by what became of them.
+func (s *Server) published(result string, events int) {
+	s.metrics.Published(result, events)
+	if result == broker.Accepted {
+		s.accepted.Add(uint64(events))
+	}
 }
 
 // countStreams keeps the gauge of open streams; only services of our own can be in its label.

@@ -25,6 +25,20 @@ type ServiceConfig struct {
 	// Expires is when a token that is in use expires; false if it is not.
 	Expires func(tokenID string) (time.Time, bool)
 	Audit   *audit.Log
+	Server  Operator
+}
+
+// Operator is the server, as operators see it and act upon it.
+type Operator interface {
+	Info() *runnelv1.GetServerInfoResponse
+	Sessions(match string, order runnelv1.SessionOrder, limit int) (list []*runnelv1.SessionInfo, matched int)
+	Session(id string) (*runnelv1.SessionInfo, []*runnelv1.SubscriptionInfo, bool)
+	Disconnect(pick func(id, client, subject string) bool) int
+	Namespaces() []*runnelv1.NamespaceInfo
+	Drain()
+	// Reload reads the configuration again; its error has a line for each problem.
+	Reload() (restart []string, err error)
+	Configuration() (string, error)
 }
 
 // Service is runnel.v1.AdminService.

@@ -26,6 +26,7 @@ const (
 	Cut        Kind = "cut"        // the server ended a stream, a subscription or a connection
 	Ended      Kind = "ended"      // a stream is over
 	Revoked    Kind = "revoked"    // somebody revoked, or took that back
+	Operated   Kind = "operated"   // an operator has acted upon the server
 )
 
 const (

@@ -9,8 +9,11 @@ import (
 	"github.com/runnelhq/runnel/internal/limit"
 )
 
+// Accepted is the result of an event that is stored as promised.
+const Accepted = "accepted"
+
 // Results are what may become of an event, for the metrics.
-var Results = []string{"accepted", "duplicate", "invalid", "denied", "limited", "conflict", "skipped", "failed"}
+var Results = []string{Accepted, "duplicate", "invalid", "denied", "limited", "conflict", "skipped", "failed"}
 
 const (
 	accepted = iota

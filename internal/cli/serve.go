@@ -2,10 +2,12 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
 	"os/signal"
+	"strings"
 	"sync"
 	"syscall"
 
@@ -37,6 +39,13 @@ func (a *app) serve() *cobra.Command {
 		}
 		cfg := conf.Server
 		cfg.Logger = conf.Logger(a.err)
+		cfg.Version = programVersion()
+		cfg.Reread = func() (server.Config, error) { return reread(c, path) }
+		cfg.Text = func() (string, error) {
+			var b strings.Builder
+			err := conf.Show(&b)
+			return b.String(), err
+		}
 		s, err := server.New(cfg)
 		if err != nil {
 			return err
@@ -56,7 +65,7 @@ func (a *app) serve() *cobra.Command {
 			for {
 				select {
 				case <-hangups:
-					a.reload(c, path, s, cfg.Logger)
+					reload(s, cfg.Reread, cfg.Logger)
 				case <-ctx.Done():
 					return
 				}
@@ -67,25 +76,33 @@ func (a *app) serve() *cobra.Command {
 	return c
 }
 
-// reload reads the configuration again. What is wrong with it is logged, and then nothing changes.
-func (a *app) reload(c *cobra.Command, path string, s *server.Server, logger *slog.Logger) {
+// reread reads the configuration again. Its error has a line for each problem.
+func reread(c *cobra.Command, path string) (server.Config, error) {
 	conf, problems := config.Load(path, c.Flags(), os.Environ())
+	var all []error
 	for _, p := range problems {
-		logger.Error("the configuration was not reloaded", "err", p)
+		all = append(all, p)
 	}
-	if problems != nil {
-		return
+	return conf.Server, errors.Join(all...)
+}
+
+// reload puts a configuration that was read again in force. What is wrong with it is logged, and then nothing changes.
+func reload(s *server.Server, read func() (server.Config, error), logger *slog.Logger) {
+	cfg, err := read()
+	var restart []string
+	if err == nil {
+		restart, err = s.Reload(cfg)
 	}
-	restart, err := s.Reload(conf.Server)
-	if err != nil {
-		logger.Error("the configuration was not reloaded", "err", err)
-		return
-	}
-	if len(restart) > 0 {
+	switch {
+	case err != nil:
+		for problem := range strings.Lines(err.Error()) {
+			logger.Error("the configuration was not reloaded", "err", strings.TrimSpace(problem))
+		}
+	case len(restart) > 0:
 		logger.Warn("roles and limits were reloaded; what else has changed needs a restart", "changed", restart)
-		return
+	default:
+		logger.Info("roles and limits were reloaded")
 	}
-	logger.Info("roles and limits were reloaded")
 }
 
 // configFlags adds the flags that are configuration, and --config.

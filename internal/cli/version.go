@@ -12,14 +12,18 @@ func (a *app) version() *cobra.Command {
 	return &cobra.Command{
 		Use: "version", Short: "Print the version", Args: args(0, 0, "no arguments"),
 		RunE: func(*cobra.Command, []string) error {
-			version := "devel"
-			if b, ok := debug.ReadBuildInfo(); ok {
-				version = versionOf(b)
-			}
-			_, err := fmt.Fprintf(a.out, "runnel %s %s %s/%s\n", version, runtime.Version(), runtime.GOOS, runtime.GOARCH)
+			_, err := fmt.Fprintf(a.out, "runnel %s %s %s/%s\n", programVersion(), runtime.Version(), runtime.GOOS, runtime.GOARCH)
 			return err
 		},
 	}
+}
+
+// programVersion is this program's.
+func programVersion() string {
+	if b, ok := debug.ReadBuildInfo(); ok {
+		return versionOf(b)
+	}
+	return "devel"
 }
 
 // versionOf is the module's version, and the commit it was built from where the go command has noted it.

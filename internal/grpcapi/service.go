@@ -43,12 +43,12 @@ type Service struct {
 
 	mu       sync.Mutex
 	draining bool
-	sessions map[*session.Session]struct{}
+	sessions map[*session.Session]*stream // nil: it is about to begin
 }
 
 // New returns a Service. Close must be called after the grpc server has stopped.
 func New(b *broker.Broker, r *session.Replayer, cfg Config) *Service {
-	return &Service{broker: b, replayer: r, cfg: cfg, graves: graves{budget: cfg.Budget}, pump: newPump(), sessions: map[*session.Session]struct{}{}}
+	return &Service{broker: b, replayer: r, cfg: cfg, graves: graves{budget: cfg.Budget}, pump: newPump(), sessions: map[*session.Session]*stream{}}
 }
 
 // Run writes what streams have to send, until ctx ends. Streams live no longer.
@@ -99,7 +99,7 @@ func (s *Service) open(interactive bool, wake func()) (*session.Session, error) 
 	if err != nil {
 		return nil, err
 	}
-	s.sessions[one] = struct{}{}
+	s.sessions[one] = nil
 	return one, nil
 }
 

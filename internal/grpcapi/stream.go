@@ -67,6 +67,7 @@ func (s *Service) begin(g grpc.ServerStream, interactive bool) (*stream, error) 
 	}
 	out.start()
 	by.attach(st)
+	s.known(one, st)
 	by.note(audit.Connected)
 	return st, nil
 }

@@ -81,6 +81,67 @@ func (RevokedKind) EnumDescriptor() ([]byte, []int) {
 	return file_runnel_v1_admin_proto_rawDescGZIP(), []int{0}
 }
 
+// SessionOrder is how sessions are sorted.
+type SessionOrder int32
+
+const (
+	// As SESSION_ORDER_LAG.
+	SessionOrder_SESSION_ORDER_UNSPECIFIED SessionOrder = 0
+	// The farthest behind first.
+	SessionOrder_SESSION_ORDER_LAG SessionOrder = 1
+	// The most events per second first.
+	SessionOrder_SESSION_ORDER_RATE SessionOrder = 2
+	// The longest delay first (99th percentile).
+	SessionOrder_SESSION_ORDER_DELAY SessionOrder = 3
+	// The newest first.
+	SessionOrder_SESSION_ORDER_AGE SessionOrder = 4
+)
+
+// Enum value maps for SessionOrder.
+var (
+	SessionOrder_name = map[int32]string{
+		0: "SESSION_ORDER_UNSPECIFIED",
+		1: "SESSION_ORDER_LAG",
+		2: "SESSION_ORDER_RATE",
+		3: "SESSION_ORDER_DELAY",
+		4: "SESSION_ORDER_AGE",
+	}
+	SessionOrder_value = map[string]int32{
+		"SESSION_ORDER_UNSPECIFIED": 0,
+		"SESSION_ORDER_LAG":         1,
+		"SESSION_ORDER_RATE":        2,
+		"SESSION_ORDER_DELAY":       3,
+		"SESSION_ORDER_AGE":         4,
+	}
+)
+
+func (x SessionOrder) Enum() *SessionOrder {
+	p := new(SessionOrder)
+	*p = x
+	return p
+}
+
+func (x SessionOrder) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (SessionOrder) Descriptor() protoreflect.EnumDescriptor {
+	return file_runnel_v1_admin_proto_enumTypes[1].Descriptor()
+}
+
+func (SessionOrder) Type() protoreflect.EnumType {
+	return &file_runnel_v1_admin_proto_enumTypes[1]
+}
+
+func (x SessionOrder) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use SessionOrder.Descriptor instead.
+func (SessionOrder) EnumDescriptor() ([]byte, []int) {
+	return file_runnel_v1_admin_proto_rawDescGZIP(), []int{1}
+}
+
 // Revocation is one that is in force.
 type Revocation struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -449,11 +510,1389 @@ func (x *ListRevocationsResponse) GetRevocations() []*Revocation {
 	return nil
 }
 
+// GetServerInfoRequest is empty.
+type GetServerInfoRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetServerInfoRequest) Reset() {
+	*x = GetServerInfoRequest{}
+	mi := &file_runnel_v1_admin_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetServerInfoRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetServerInfoRequest) ProtoMessage() {}
+
+func (x *GetServerInfoRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_runnel_v1_admin_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetServerInfoRequest.ProtoReflect.Descriptor instead.
+func (*GetServerInfoRequest) Descriptor() ([]byte, []int) {
+	return file_runnel_v1_admin_proto_rawDescGZIP(), []int{7}
+}
+
+// GetServerInfoResponse is a moment of the server.
+type GetServerInfoResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Of the program.
+	Version string `protobuf:"bytes,1,opt,name=version,proto3" json:"version,omitempty"`
+	// Unix milliseconds.
+	StartedMs int64 `protobuf:"varint,2,opt,name=started_ms,json=startedMs,proto3" json:"started_ms,omitempty"`
+	// Unix milliseconds: the server's clock.
+	NowMs int64 `protobuf:"varint,3,opt,name=now_ms,json=nowMs,proto3" json:"now_ms,omitempty"`
+	// It is stopping.
+	Draining bool `protobuf:"varint,4,opt,name=draining,proto3" json:"draining,omitempty"`
+	// Why it cannot take work; empty if it can.
+	Trouble string `protobuf:"bytes,5,opt,name=trouble,proto3" json:"trouble,omitempty"`
+	// Open sessions.
+	Sessions uint32 `protobuf:"varint,6,opt,name=sessions,proto3" json:"sessions,omitempty"`
+	// Of all sessions.
+	Subscriptions uint32 `protobuf:"varint,7,opt,name=subscriptions,proto3" json:"subscriptions,omitempty"`
+	// Subscriptions that read the log because they fell out of memory.
+	Behind uint32 `protobuf:"varint,8,opt,name=behind,proto3" json:"behind,omitempty"`
+	// Namespaces whose logs are open.
+	Namespaces uint32 `protobuf:"varint,9,opt,name=namespaces,proto3" json:"namespaces,omitempty"`
+	// Events sent to sessions since the start.
+	Delivered uint64 `protobuf:"varint,10,opt,name=delivered,proto3" json:"delivered,omitempty"`
+	// Events published and accepted since the start.
+	Published uint64 `protobuf:"varint,11,opt,name=published,proto3" json:"published,omitempty"`
+	// Events dropped for slow subscriptions since the start.
+	Dropped uint64 `protobuf:"varint,12,opt,name=dropped,proto3" json:"dropped,omitempty"`
+	// Events superseded by newer ones of their keys since the start.
+	Conflated uint64 `protobuf:"varint,13,opt,name=conflated,proto3" json:"conflated,omitempty"`
+	// Stretches of logs that subscriptions could not get since the start.
+	Gaps uint64 `protobuf:"varint,14,opt,name=gaps,proto3" json:"gaps,omitempty"`
+	// Sessions ended because their clients were too slow, since the start.
+	SlowConsumers uint64 `protobuf:"varint,15,opt,name=slow_consumers,json=slowConsumers,proto3" json:"slow_consumers,omitempty"`
+	// Bytes held for clients.
+	MemoryUsedBytes uint64 `protobuf:"varint,16,opt,name=memory_used_bytes,json=memoryUsedBytes,proto3" json:"memory_used_bytes,omitempty"`
+	// Bytes that may be held for clients.
+	MemoryLimitBytes uint64 `protobuf:"varint,17,opt,name=memory_limit_bytes,json=memoryLimitBytes,proto3" json:"memory_limit_bytes,omitempty"`
+	// Bytes of the storage engine's files.
+	DiskBytes uint64 `protobuf:"varint,18,opt,name=disk_bytes,json=diskBytes,proto3" json:"disk_bytes,omitempty"`
+	// Free bytes of the data directory's file system, when last looked at.
+	DiskFreeBytes uint64 `protobuf:"varint,19,opt,name=disk_free_bytes,json=diskFreeBytes,proto3" json:"disk_free_bytes,omitempty"`
+	// Bytes that compactions have yet to look at.
+	CompactionDebtBytes uint64 `protobuf:"varint,20,opt,name=compaction_debt_bytes,json=compactionDebtBytes,proto3" json:"compaction_debt_bytes,omitempty"`
+	// The server asks clients who they are.
+	Authenticates bool `protobuf:"varint,21,opt,name=authenticates,proto3" json:"authenticates,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetServerInfoResponse) Reset() {
+	*x = GetServerInfoResponse{}
+	mi := &file_runnel_v1_admin_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetServerInfoResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetServerInfoResponse) ProtoMessage() {}
+
+func (x *GetServerInfoResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_runnel_v1_admin_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetServerInfoResponse.ProtoReflect.Descriptor instead.
+func (*GetServerInfoResponse) Descriptor() ([]byte, []int) {
+	return file_runnel_v1_admin_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *GetServerInfoResponse) GetVersion() string {
+	if x != nil {
+		return x.Version
+	}
+	return ""
+}
+
+func (x *GetServerInfoResponse) GetStartedMs() int64 {
+	if x != nil {
+		return x.StartedMs
+	}
+	return 0
+}
+
+func (x *GetServerInfoResponse) GetNowMs() int64 {
+	if x != nil {
+		return x.NowMs
+	}
+	return 0
+}
+
+func (x *GetServerInfoResponse) GetDraining() bool {
+	if x != nil {
+		return x.Draining
+	}
+	return false
+}
+
+func (x *GetServerInfoResponse) GetTrouble() string {
+	if x != nil {
+		return x.Trouble
+	}
+	return ""
+}
+
+func (x *GetServerInfoResponse) GetSessions() uint32 {
+	if x != nil {
+		return x.Sessions
+	}
+	return 0
+}
+
+func (x *GetServerInfoResponse) GetSubscriptions() uint32 {
+	if x != nil {
+		return x.Subscriptions
+	}
+	return 0
+}
+
+func (x *GetServerInfoResponse) GetBehind() uint32 {
+	if x != nil {
+		return x.Behind
+	}
+	return 0
+}
+
+func (x *GetServerInfoResponse) GetNamespaces() uint32 {
+	if x != nil {
+		return x.Namespaces
+	}
+	return 0
+}
+
+func (x *GetServerInfoResponse) GetDelivered() uint64 {
+	if x != nil {
+		return x.Delivered
+	}
+	return 0
+}
+
+func (x *GetServerInfoResponse) GetPublished() uint64 {
+	if x != nil {
+		return x.Published
+	}
+	return 0
+}
+
+func (x *GetServerInfoResponse) GetDropped() uint64 {
+	if x != nil {
+		return x.Dropped
+	}
+	return 0
+}
+
+func (x *GetServerInfoResponse) GetConflated() uint64 {
+	if x != nil {
+		return x.Conflated
+	}
+	return 0
+}
+
+func (x *GetServerInfoResponse) GetGaps() uint64 {
+	if x != nil {
+		return x.Gaps
+	}
+	return 0
+}
+
+func (x *GetServerInfoResponse) GetSlowConsumers() uint64 {
+	if x != nil {
+		return x.SlowConsumers
+	}
+	return 0
+}
+
+func (x *GetServerInfoResponse) GetMemoryUsedBytes() uint64 {
+	if x != nil {
+		return x.MemoryUsedBytes
+	}
+	return 0
+}
+
+func (x *GetServerInfoResponse) GetMemoryLimitBytes() uint64 {
+	if x != nil {
+		return x.MemoryLimitBytes
+	}
+	return 0
+}
+
+func (x *GetServerInfoResponse) GetDiskBytes() uint64 {
+	if x != nil {
+		return x.DiskBytes
+	}
+	return 0
+}
+
+func (x *GetServerInfoResponse) GetDiskFreeBytes() uint64 {
+	if x != nil {
+		return x.DiskFreeBytes
+	}
+	return 0
+}
+
+func (x *GetServerInfoResponse) GetCompactionDebtBytes() uint64 {
+	if x != nil {
+		return x.CompactionDebtBytes
+	}
+	return 0
+}
+
+func (x *GetServerInfoResponse) GetAuthenticates() bool {
+	if x != nil {
+		return x.Authenticates
+	}
+	return false
+}
+
+// ListSessionsRequest picks sessions.
+type ListSessionsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Only those whose client id, subject or address begins so; empty: all.
+	Match string `protobuf:"bytes,1,opt,name=match,proto3" json:"match,omitempty"`
+	// How to sort them.
+	Order SessionOrder `protobuf:"varint,2,opt,name=order,proto3,enum=runnel.v1.SessionOrder" json:"order,omitempty"`
+	// At most so many; 0: 100. At most 10,000.
+	Limit         uint32 `protobuf:"varint,3,opt,name=limit,proto3" json:"limit,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListSessionsRequest) Reset() {
+	*x = ListSessionsRequest{}
+	mi := &file_runnel_v1_admin_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListSessionsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListSessionsRequest) ProtoMessage() {}
+
+func (x *ListSessionsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_runnel_v1_admin_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListSessionsRequest.ProtoReflect.Descriptor instead.
+func (*ListSessionsRequest) Descriptor() ([]byte, []int) {
+	return file_runnel_v1_admin_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *ListSessionsRequest) GetMatch() string {
+	if x != nil {
+		return x.Match
+	}
+	return ""
+}
+
+func (x *ListSessionsRequest) GetOrder() SessionOrder {
+	if x != nil {
+		return x.Order
+	}
+	return SessionOrder_SESSION_ORDER_UNSPECIFIED
+}
+
+func (x *ListSessionsRequest) GetLimit() uint32 {
+	if x != nil {
+		return x.Limit
+	}
+	return 0
+}
+
+// ListSessionsResponse is what was picked.
+type ListSessionsResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// In order.
+	Sessions []*SessionInfo `protobuf:"bytes,1,rep,name=sessions,proto3" json:"sessions,omitempty"`
+	// How many matched.
+	Matched       uint32 `protobuf:"varint,2,opt,name=matched,proto3" json:"matched,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListSessionsResponse) Reset() {
+	*x = ListSessionsResponse{}
+	mi := &file_runnel_v1_admin_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListSessionsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListSessionsResponse) ProtoMessage() {}
+
+func (x *ListSessionsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_runnel_v1_admin_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListSessionsResponse.ProtoReflect.Descriptor instead.
+func (*ListSessionsResponse) Descriptor() ([]byte, []int) {
+	return file_runnel_v1_admin_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *ListSessionsResponse) GetSessions() []*SessionInfo {
+	if x != nil {
+		return x.Sessions
+	}
+	return nil
+}
+
+func (x *ListSessionsResponse) GetMatched() uint32 {
+	if x != nil {
+		return x.Matched
+	}
+	return 0
+}
+
+// SessionInfo is one session.
+type SessionInfo struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// As in Welcome, and in the server's logs.
+	SessionId string `protobuf:"bytes,1,opt,name=session_id,json=sessionId,proto3" json:"session_id,omitempty"`
+	// The client's id.
+	ClientId string `protobuf:"bytes,2,opt,name=client_id,json=clientId,proto3" json:"client_id,omitempty"`
+	// Whom its token or certificate names; empty for anonymous clients.
+	Subject string `protobuf:"bytes,3,opt,name=subject,proto3" json:"subject,omitempty"`
+	// IP address and port.
+	Address string `protobuf:"bytes,4,opt,name=address,proto3" json:"address,omitempty"`
+	// Its roles.
+	Roles []string `protobuf:"bytes,5,rep,name=roles,proto3" json:"roles,omitempty"`
+	// Unix milliseconds.
+	SinceMs int64 `protobuf:"varint,6,opt,name=since_ms,json=sinceMs,proto3" json:"since_ms,omitempty"`
+	// Unix milliseconds when its token or certificate expires; 0: never.
+	ExpiresMs int64 `protobuf:"varint,7,opt,name=expires_ms,json=expiresMs,proto3" json:"expires_ms,omitempty"`
+	// How many it has.
+	Subscriptions uint32 `protobuf:"varint,8,opt,name=subscriptions,proto3" json:"subscriptions,omitempty"`
+	// Of the subscription that is farthest behind; see SubscriptionInfo.
+	Lag uint64 `protobuf:"varint,9,opt,name=lag,proto3" json:"lag,omitempty"`
+	// Events sent.
+	Delivered uint64 `protobuf:"varint,10,opt,name=delivered,proto3" json:"delivered,omitempty"`
+	// Events dropped.
+	Dropped uint64 `protobuf:"varint,11,opt,name=dropped,proto3" json:"dropped,omitempty"`
+	// Events superseded.
+	Conflated uint64 `protobuf:"varint,12,opt,name=conflated,proto3" json:"conflated,omitempty"`
+	// Stretches it could not get.
+	Gaps uint64 `protobuf:"varint,13,opt,name=gaps,proto3" json:"gaps,omitempty"`
+	// Events per second, since somebody last looked.
+	EventsPerS float64 `protobuf:"fixed64,14,opt,name=events_per_s,json=eventsPerS,proto3" json:"events_per_s,omitempty"`
+	// Delay of live events, lately, rounded up to a power of two milliseconds; 0 without any.
+	P50Ms float64 `protobuf:"fixed64,15,opt,name=p50_ms,json=p50Ms,proto3" json:"p50_ms,omitempty"`
+	// The same.
+	P99Ms float64 `protobuf:"fixed64,16,opt,name=p99_ms,json=p99Ms,proto3" json:"p99_ms,omitempty"`
+	// Milliseconds for which its transport has taken nothing.
+	BlockedMs int64 `protobuf:"varint,17,opt,name=blocked_ms,json=blockedMs,proto3" json:"blocked_ms,omitempty"`
+	// Subscriptions that cannot send, because their credit or the transport is used up.
+	Held          uint32 `protobuf:"varint,18,opt,name=held,proto3" json:"held,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SessionInfo) Reset() {
+	*x = SessionInfo{}
+	mi := &file_runnel_v1_admin_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SessionInfo) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SessionInfo) ProtoMessage() {}
+
+func (x *SessionInfo) ProtoReflect() protoreflect.Message {
+	mi := &file_runnel_v1_admin_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SessionInfo.ProtoReflect.Descriptor instead.
+func (*SessionInfo) Descriptor() ([]byte, []int) {
+	return file_runnel_v1_admin_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *SessionInfo) GetSessionId() string {
+	if x != nil {
+		return x.SessionId
+	}
+	return ""
+}
+
+func (x *SessionInfo) GetClientId() string {
+	if x != nil {
+		return x.ClientId
+	}
+	return ""
+}
+
+func (x *SessionInfo) GetSubject() string {
+	if x != nil {
+		return x.Subject
+	}
+	return ""
+}
+
+func (x *SessionInfo) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
+func (x *SessionInfo) GetRoles() []string {
+	if x != nil {
+		return x.Roles
+	}
+	return nil
+}
+
+func (x *SessionInfo) GetSinceMs() int64 {
+	if x != nil {
+		return x.SinceMs
+	}
+	return 0
+}
+
+func (x *SessionInfo) GetExpiresMs() int64 {
+	if x != nil {
+		return x.ExpiresMs
+	}
+	return 0
+}
+
+func (x *SessionInfo) GetSubscriptions() uint32 {
+	if x != nil {
+		return x.Subscriptions
+	}
+	return 0
+}
+
+func (x *SessionInfo) GetLag() uint64 {
+	if x != nil {
+		return x.Lag
+	}
+	return 0
+}
+
+func (x *SessionInfo) GetDelivered() uint64 {
+	if x != nil {
+		return x.Delivered
+	}
+	return 0
+}
+
+func (x *SessionInfo) GetDropped() uint64 {
+	if x != nil {
+		return x.Dropped
+	}
+	return 0
+}
+
+func (x *SessionInfo) GetConflated() uint64 {
+	if x != nil {
+		return x.Conflated
+	}
+	return 0
+}
+
+func (x *SessionInfo) GetGaps() uint64 {
+	if x != nil {
+		return x.Gaps
+	}
+	return 0
+}
+
+func (x *SessionInfo) GetEventsPerS() float64 {
+	if x != nil {
+		return x.EventsPerS
+	}
+	return 0
+}
+
+func (x *SessionInfo) GetP50Ms() float64 {
+	if x != nil {
+		return x.P50Ms
+	}
+	return 0
+}
+
+func (x *SessionInfo) GetP99Ms() float64 {
+	if x != nil {
+		return x.P99Ms
+	}
+	return 0
+}
+
+func (x *SessionInfo) GetBlockedMs() int64 {
+	if x != nil {
+		return x.BlockedMs
+	}
+	return 0
+}
+
+func (x *SessionInfo) GetHeld() uint32 {
+	if x != nil {
+		return x.Held
+	}
+	return 0
+}
+
+// GetSessionRequest names a session.
+type GetSessionRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Its id.
+	SessionId     string `protobuf:"bytes,1,opt,name=session_id,json=sessionId,proto3" json:"session_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetSessionRequest) Reset() {
+	*x = GetSessionRequest{}
+	mi := &file_runnel_v1_admin_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetSessionRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetSessionRequest) ProtoMessage() {}
+
+func (x *GetSessionRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_runnel_v1_admin_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetSessionRequest.ProtoReflect.Descriptor instead.
+func (*GetSessionRequest) Descriptor() ([]byte, []int) {
+	return file_runnel_v1_admin_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *GetSessionRequest) GetSessionId() string {
+	if x != nil {
+		return x.SessionId
+	}
+	return ""
+}
+
+// GetSessionResponse describes it.
+type GetSessionResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The session.
+	Session *SessionInfo `protobuf:"bytes,1,opt,name=session,proto3" json:"session,omitempty"`
+	// By id.
+	Subscriptions []*SubscriptionInfo `protobuf:"bytes,2,rep,name=subscriptions,proto3" json:"subscriptions,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetSessionResponse) Reset() {
+	*x = GetSessionResponse{}
+	mi := &file_runnel_v1_admin_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetSessionResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetSessionResponse) ProtoMessage() {}
+
+func (x *GetSessionResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_runnel_v1_admin_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetSessionResponse.ProtoReflect.Descriptor instead.
+func (*GetSessionResponse) Descriptor() ([]byte, []int) {
+	return file_runnel_v1_admin_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *GetSessionResponse) GetSession() *SessionInfo {
+	if x != nil {
+		return x.Session
+	}
+	return nil
+}
+
+func (x *GetSessionResponse) GetSubscriptions() []*SubscriptionInfo {
+	if x != nil {
+		return x.Subscriptions
+	}
+	return nil
+}
+
+// SubscriptionInfo is one subscription.
+type SubscriptionInfo struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Its id.
+	Subscription uint32 `protobuf:"varint,1,opt,name=subscription,proto3" json:"subscription,omitempty"`
+	// What it follows.
+	Pattern string `protobuf:"bytes,2,opt,name=pattern,proto3" json:"pattern,omitempty"`
+	// What happens when it is slow.
+	Overflow OverflowPolicy `protobuf:"varint,3,opt,name=overflow,proto3,enum=runnel.v1.OverflowPolicy" json:"overflow,omitempty"`
+	// It follows the head; else it reads the log.
+	Live bool `protobuf:"varint,4,opt,name=live,proto3" json:"live,omitempty"`
+	// Up to here everything was sent.
+	Position *Position `protobuf:"bytes,5,opt,name=position,proto3" json:"position,omitempty"`
+	// Live: events that match and were not sent; else offsets of the namespace not yet read.
+	Lag uint64 `protobuf:"varint,6,opt,name=lag,proto3" json:"lag,omitempty"`
+	// Left; 0 without credit.
+	Credit uint64 `protobuf:"varint,7,opt,name=credit,proto3" json:"credit,omitempty"`
+	// Events sent.
+	Delivered uint64 `protobuf:"varint,8,opt,name=delivered,proto3" json:"delivered,omitempty"`
+	// Events dropped.
+	Dropped uint64 `protobuf:"varint,9,opt,name=dropped,proto3" json:"dropped,omitempty"`
+	// Events superseded.
+	Conflated uint64 `protobuf:"varint,10,opt,name=conflated,proto3" json:"conflated,omitempty"`
+	// Stretches it could not get.
+	Gaps uint64 `protobuf:"varint,11,opt,name=gaps,proto3" json:"gaps,omitempty"`
+	// As in SessionInfo.
+	P50Ms float64 `protobuf:"fixed64,12,opt,name=p50_ms,json=p50Ms,proto3" json:"p50_ms,omitempty"`
+	// As in SessionInfo.
+	P99Ms         float64 `protobuf:"fixed64,13,opt,name=p99_ms,json=p99Ms,proto3" json:"p99_ms,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SubscriptionInfo) Reset() {
+	*x = SubscriptionInfo{}
+	mi := &file_runnel_v1_admin_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SubscriptionInfo) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SubscriptionInfo) ProtoMessage() {}
+
+func (x *SubscriptionInfo) ProtoReflect() protoreflect.Message {
+	mi := &file_runnel_v1_admin_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SubscriptionInfo.ProtoReflect.Descriptor instead.
+func (*SubscriptionInfo) Descriptor() ([]byte, []int) {
+	return file_runnel_v1_admin_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *SubscriptionInfo) GetSubscription() uint32 {
+	if x != nil {
+		return x.Subscription
+	}
+	return 0
+}
+
+func (x *SubscriptionInfo) GetPattern() string {
+	if x != nil {
+		return x.Pattern
+	}
+	return ""
+}
+
+func (x *SubscriptionInfo) GetOverflow() OverflowPolicy {
+	if x != nil {
+		return x.Overflow
+	}
+	return OverflowPolicy_OVERFLOW_POLICY_UNSPECIFIED
+}
+
+func (x *SubscriptionInfo) GetLive() bool {
+	if x != nil {
+		return x.Live
+	}
+	return false
+}
+
+func (x *SubscriptionInfo) GetPosition() *Position {
+	if x != nil {
+		return x.Position
+	}
+	return nil
+}
+
+func (x *SubscriptionInfo) GetLag() uint64 {
+	if x != nil {
+		return x.Lag
+	}
+	return 0
+}
+
+func (x *SubscriptionInfo) GetCredit() uint64 {
+	if x != nil {
+		return x.Credit
+	}
+	return 0
+}
+
+func (x *SubscriptionInfo) GetDelivered() uint64 {
+	if x != nil {
+		return x.Delivered
+	}
+	return 0
+}
+
+func (x *SubscriptionInfo) GetDropped() uint64 {
+	if x != nil {
+		return x.Dropped
+	}
+	return 0
+}
+
+func (x *SubscriptionInfo) GetConflated() uint64 {
+	if x != nil {
+		return x.Conflated
+	}
+	return 0
+}
+
+func (x *SubscriptionInfo) GetGaps() uint64 {
+	if x != nil {
+		return x.Gaps
+	}
+	return 0
+}
+
+func (x *SubscriptionInfo) GetP50Ms() float64 {
+	if x != nil {
+		return x.P50Ms
+	}
+	return 0
+}
+
+func (x *SubscriptionInfo) GetP99Ms() float64 {
+	if x != nil {
+		return x.P99Ms
+	}
+	return 0
+}
+
+// DisconnectRequest names whom to end: one of the fields.
+type DisconnectRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// One session.
+	SessionId string `protobuf:"bytes,1,opt,name=session_id,json=sessionId,proto3" json:"session_id,omitempty"`
+	// All of a client id.
+	ClientId string `protobuf:"bytes,2,opt,name=client_id,json=clientId,proto3" json:"client_id,omitempty"`
+	// All of a subject.
+	Subject       string `protobuf:"bytes,3,opt,name=subject,proto3" json:"subject,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DisconnectRequest) Reset() {
+	*x = DisconnectRequest{}
+	mi := &file_runnel_v1_admin_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DisconnectRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DisconnectRequest) ProtoMessage() {}
+
+func (x *DisconnectRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_runnel_v1_admin_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DisconnectRequest.ProtoReflect.Descriptor instead.
+func (*DisconnectRequest) Descriptor() ([]byte, []int) {
+	return file_runnel_v1_admin_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *DisconnectRequest) GetSessionId() string {
+	if x != nil {
+		return x.SessionId
+	}
+	return ""
+}
+
+func (x *DisconnectRequest) GetClientId() string {
+	if x != nil {
+		return x.ClientId
+	}
+	return ""
+}
+
+func (x *DisconnectRequest) GetSubject() string {
+	if x != nil {
+		return x.Subject
+	}
+	return ""
+}
+
+// DisconnectResponse says what was done.
+type DisconnectResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Sessions that were ended.
+	Ended         uint32 `protobuf:"varint,1,opt,name=ended,proto3" json:"ended,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DisconnectResponse) Reset() {
+	*x = DisconnectResponse{}
+	mi := &file_runnel_v1_admin_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DisconnectResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DisconnectResponse) ProtoMessage() {}
+
+func (x *DisconnectResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_runnel_v1_admin_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DisconnectResponse.ProtoReflect.Descriptor instead.
+func (*DisconnectResponse) Descriptor() ([]byte, []int) {
+	return file_runnel_v1_admin_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *DisconnectResponse) GetEnded() uint32 {
+	if x != nil {
+		return x.Ended
+	}
+	return 0
+}
+
+// ListNamespacesRequest is empty.
+type ListNamespacesRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListNamespacesRequest) Reset() {
+	*x = ListNamespacesRequest{}
+	mi := &file_runnel_v1_admin_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListNamespacesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListNamespacesRequest) ProtoMessage() {}
+
+func (x *ListNamespacesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_runnel_v1_admin_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListNamespacesRequest.ProtoReflect.Descriptor instead.
+func (*ListNamespacesRequest) Descriptor() ([]byte, []int) {
+	return file_runnel_v1_admin_proto_rawDescGZIP(), []int{17}
+}
+
+// ListNamespacesResponse is all whose logs are open.
+type ListNamespacesResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// By name.
+	Namespaces    []*NamespaceInfo `protobuf:"bytes,1,rep,name=namespaces,proto3" json:"namespaces,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListNamespacesResponse) Reset() {
+	*x = ListNamespacesResponse{}
+	mi := &file_runnel_v1_admin_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListNamespacesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListNamespacesResponse) ProtoMessage() {}
+
+func (x *ListNamespacesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_runnel_v1_admin_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListNamespacesResponse.ProtoReflect.Descriptor instead.
+func (*ListNamespacesResponse) Descriptor() ([]byte, []int) {
+	return file_runnel_v1_admin_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *ListNamespacesResponse) GetNamespaces() []*NamespaceInfo {
+	if x != nil {
+		return x.Namespaces
+	}
+	return nil
+}
+
+// NamespaceInfo is one namespace.
+type NamespaceInfo struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Its name.
+	Namespace string `protobuf:"bytes,1,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	// What an acknowledgement means.
+	Durability Durability `protobuf:"varint,2,opt,name=durability,proto3,enum=runnel.v1.Durability" json:"durability,omitempty"`
+	// False: events are not kept.
+	History bool `protobuf:"varint,3,opt,name=history,proto3" json:"history,omitempty"`
+	// The current one.
+	Epoch string `protobuf:"bytes,4,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	// 0 if nothing is retained.
+	OldestOffset uint64 `protobuf:"varint,5,opt,name=oldest_offset,json=oldestOffset,proto3" json:"oldest_offset,omitempty"`
+	// The newest that may be seen; of a namespace that keeps nothing, how many there were since the start.
+	NewestOffset uint64 `protobuf:"varint,6,opt,name=newest_offset,json=newestOffset,proto3" json:"newest_offset,omitempty"`
+	// Bytes that retained events take on disk or in memory, estimated.
+	Bytes uint64 `protobuf:"varint,7,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	// Events per second, since somebody last looked.
+	EventsPerS    float64 `protobuf:"fixed64,8,opt,name=events_per_s,json=eventsPerS,proto3" json:"events_per_s,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NamespaceInfo) Reset() {
+	*x = NamespaceInfo{}
+	mi := &file_runnel_v1_admin_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NamespaceInfo) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NamespaceInfo) ProtoMessage() {}
+
+func (x *NamespaceInfo) ProtoReflect() protoreflect.Message {
+	mi := &file_runnel_v1_admin_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NamespaceInfo.ProtoReflect.Descriptor instead.
+func (*NamespaceInfo) Descriptor() ([]byte, []int) {
+	return file_runnel_v1_admin_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *NamespaceInfo) GetNamespace() string {
+	if x != nil {
+		return x.Namespace
+	}
+	return ""
+}
+
+func (x *NamespaceInfo) GetDurability() Durability {
+	if x != nil {
+		return x.Durability
+	}
+	return Durability_DURABILITY_UNSPECIFIED
+}
+
+func (x *NamespaceInfo) GetHistory() bool {
+	if x != nil {
+		return x.History
+	}
+	return false
+}
+
+func (x *NamespaceInfo) GetEpoch() string {
+	if x != nil {
+		return x.Epoch
+	}
+	return ""
+}
+
+func (x *NamespaceInfo) GetOldestOffset() uint64 {
+	if x != nil {
+		return x.OldestOffset
+	}
+	return 0
+}
+
+func (x *NamespaceInfo) GetNewestOffset() uint64 {
+	if x != nil {
+		return x.NewestOffset
+	}
+	return 0
+}
+
+func (x *NamespaceInfo) GetBytes() uint64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+func (x *NamespaceInfo) GetEventsPerS() float64 {
+	if x != nil {
+		return x.EventsPerS
+	}
+	return 0
+}
+
+// DrainRequest stops the server.
+type DrainRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DrainRequest) Reset() {
+	*x = DrainRequest{}
+	mi := &file_runnel_v1_admin_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DrainRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DrainRequest) ProtoMessage() {}
+
+func (x *DrainRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_runnel_v1_admin_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DrainRequest.ProtoReflect.Descriptor instead.
+func (*DrainRequest) Descriptor() ([]byte, []int) {
+	return file_runnel_v1_admin_proto_rawDescGZIP(), []int{20}
+}
+
+// DrainResponse is empty.
+type DrainResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DrainResponse) Reset() {
+	*x = DrainResponse{}
+	mi := &file_runnel_v1_admin_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DrainResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DrainResponse) ProtoMessage() {}
+
+func (x *DrainResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_runnel_v1_admin_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DrainResponse.ProtoReflect.Descriptor instead.
+func (*DrainResponse) Descriptor() ([]byte, []int) {
+	return file_runnel_v1_admin_proto_rawDescGZIP(), []int{21}
+}
+
+// ReloadRequest reads the configuration again.
+type ReloadRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReloadRequest) Reset() {
+	*x = ReloadRequest{}
+	mi := &file_runnel_v1_admin_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReloadRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReloadRequest) ProtoMessage() {}
+
+func (x *ReloadRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_runnel_v1_admin_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReloadRequest.ProtoReflect.Descriptor instead.
+func (*ReloadRequest) Descriptor() ([]byte, []int) {
+	return file_runnel_v1_admin_proto_rawDescGZIP(), []int{22}
+}
+
+// ReloadResponse says what else has changed.
+type ReloadResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Settings that differ and need a restart.
+	Restart       []string `protobuf:"bytes,1,rep,name=restart,proto3" json:"restart,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReloadResponse) Reset() {
+	*x = ReloadResponse{}
+	mi := &file_runnel_v1_admin_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReloadResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReloadResponse) ProtoMessage() {}
+
+func (x *ReloadResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_runnel_v1_admin_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReloadResponse.ProtoReflect.Descriptor instead.
+func (*ReloadResponse) Descriptor() ([]byte, []int) {
+	return file_runnel_v1_admin_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *ReloadResponse) GetRestart() []string {
+	if x != nil {
+		return x.Restart
+	}
+	return nil
+}
+
+// GetConfigurationRequest is empty.
+type GetConfigurationRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetConfigurationRequest) Reset() {
+	*x = GetConfigurationRequest{}
+	mi := &file_runnel_v1_admin_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetConfigurationRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetConfigurationRequest) ProtoMessage() {}
+
+func (x *GetConfigurationRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_runnel_v1_admin_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetConfigurationRequest.ProtoReflect.Descriptor instead.
+func (*GetConfigurationRequest) Descriptor() ([]byte, []int) {
+	return file_runnel_v1_admin_proto_rawDescGZIP(), []int{24}
+}
+
+// GetConfigurationResponse is the configuration.
+type GetConfigurationResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// YAML.
+	Text          string `protobuf:"bytes,1,opt,name=text,proto3" json:"text,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetConfigurationResponse) Reset() {
+	*x = GetConfigurationResponse{}
+	mi := &file_runnel_v1_admin_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetConfigurationResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetConfigurationResponse) ProtoMessage() {}
+
+func (x *GetConfigurationResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_runnel_v1_admin_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetConfigurationResponse.ProtoReflect.Descriptor instead.
+func (*GetConfigurationResponse) Descriptor() ([]byte, []int) {
+	return file_runnel_v1_admin_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *GetConfigurationResponse) GetText() string {
+	if x != nil {
+		return x.Text
+	}
+	return ""
+}
+
 var File_runnel_v1_admin_proto protoreflect.FileDescriptor
 
 const file_runnel_v1_admin_proto_rawDesc = "" +
 	"\n" +
-	"\x15runnel/v1/admin.proto\x12\trunnel.v1\"~\n" +
+	"\x15runnel/v1/admin.proto\x12\trunnel.v1\x1a\x16runnel/v1/stream.proto\"~\n" +
 	"\n" +
 	"Revocation\x12*\n" +
 	"\x04kind\x18\x01 \x01(\x0e2\x16.runnel.v1.RevokedKindR\x04kind\x12\x14\n" +
@@ -475,16 +1914,144 @@ const file_runnel_v1_admin_proto_rawDesc = "" +
 	"\x0fRestoreResponse\"\x18\n" +
 	"\x16ListRevocationsRequest\"R\n" +
 	"\x17ListRevocationsResponse\x127\n" +
-	"\vrevocations\x18\x01 \x03(\v2\x15.runnel.v1.RevocationR\vrevocations*v\n" +
+	"\vrevocations\x18\x01 \x03(\v2\x15.runnel.v1.RevocationR\vrevocations\"\x16\n" +
+	"\x14GetServerInfoRequest\"\xc1\x05\n" +
+	"\x15GetServerInfoResponse\x12\x18\n" +
+	"\aversion\x18\x01 \x01(\tR\aversion\x12\x1d\n" +
+	"\n" +
+	"started_ms\x18\x02 \x01(\x03R\tstartedMs\x12\x15\n" +
+	"\x06now_ms\x18\x03 \x01(\x03R\x05nowMs\x12\x1a\n" +
+	"\bdraining\x18\x04 \x01(\bR\bdraining\x12\x18\n" +
+	"\atrouble\x18\x05 \x01(\tR\atrouble\x12\x1a\n" +
+	"\bsessions\x18\x06 \x01(\rR\bsessions\x12$\n" +
+	"\rsubscriptions\x18\a \x01(\rR\rsubscriptions\x12\x16\n" +
+	"\x06behind\x18\b \x01(\rR\x06behind\x12\x1e\n" +
+	"\n" +
+	"namespaces\x18\t \x01(\rR\n" +
+	"namespaces\x12\x1c\n" +
+	"\tdelivered\x18\n" +
+	" \x01(\x04R\tdelivered\x12\x1c\n" +
+	"\tpublished\x18\v \x01(\x04R\tpublished\x12\x18\n" +
+	"\adropped\x18\f \x01(\x04R\adropped\x12\x1c\n" +
+	"\tconflated\x18\r \x01(\x04R\tconflated\x12\x12\n" +
+	"\x04gaps\x18\x0e \x01(\x04R\x04gaps\x12%\n" +
+	"\x0eslow_consumers\x18\x0f \x01(\x04R\rslowConsumers\x12*\n" +
+	"\x11memory_used_bytes\x18\x10 \x01(\x04R\x0fmemoryUsedBytes\x12,\n" +
+	"\x12memory_limit_bytes\x18\x11 \x01(\x04R\x10memoryLimitBytes\x12\x1d\n" +
+	"\n" +
+	"disk_bytes\x18\x12 \x01(\x04R\tdiskBytes\x12&\n" +
+	"\x0fdisk_free_bytes\x18\x13 \x01(\x04R\rdiskFreeBytes\x122\n" +
+	"\x15compaction_debt_bytes\x18\x14 \x01(\x04R\x13compactionDebtBytes\x12$\n" +
+	"\rauthenticates\x18\x15 \x01(\bR\rauthenticates\"p\n" +
+	"\x13ListSessionsRequest\x12\x14\n" +
+	"\x05match\x18\x01 \x01(\tR\x05match\x12-\n" +
+	"\x05order\x18\x02 \x01(\x0e2\x17.runnel.v1.SessionOrderR\x05order\x12\x14\n" +
+	"\x05limit\x18\x03 \x01(\rR\x05limit\"d\n" +
+	"\x14ListSessionsResponse\x122\n" +
+	"\bsessions\x18\x01 \x03(\v2\x16.runnel.v1.SessionInfoR\bsessions\x12\x18\n" +
+	"\amatched\x18\x02 \x01(\rR\amatched\"\xf2\x03\n" +
+	"\vSessionInfo\x12\x1d\n" +
+	"\n" +
+	"session_id\x18\x01 \x01(\tR\tsessionId\x12\x1b\n" +
+	"\tclient_id\x18\x02 \x01(\tR\bclientId\x12\x18\n" +
+	"\asubject\x18\x03 \x01(\tR\asubject\x12\x18\n" +
+	"\aaddress\x18\x04 \x01(\tR\aaddress\x12\x14\n" +
+	"\x05roles\x18\x05 \x03(\tR\x05roles\x12\x19\n" +
+	"\bsince_ms\x18\x06 \x01(\x03R\asinceMs\x12\x1d\n" +
+	"\n" +
+	"expires_ms\x18\a \x01(\x03R\texpiresMs\x12$\n" +
+	"\rsubscriptions\x18\b \x01(\rR\rsubscriptions\x12\x10\n" +
+	"\x03lag\x18\t \x01(\x04R\x03lag\x12\x1c\n" +
+	"\tdelivered\x18\n" +
+	" \x01(\x04R\tdelivered\x12\x18\n" +
+	"\adropped\x18\v \x01(\x04R\adropped\x12\x1c\n" +
+	"\tconflated\x18\f \x01(\x04R\tconflated\x12\x12\n" +
+	"\x04gaps\x18\r \x01(\x04R\x04gaps\x12 \n" +
+	"\fevents_per_s\x18\x0e \x01(\x01R\n" +
+	"eventsPerS\x12\x15\n" +
+	"\x06p50_ms\x18\x0f \x01(\x01R\x05p50Ms\x12\x15\n" +
+	"\x06p99_ms\x18\x10 \x01(\x01R\x05p99Ms\x12\x1d\n" +
+	"\n" +
+	"blocked_ms\x18\x11 \x01(\x03R\tblockedMs\x12\x12\n" +
+	"\x04held\x18\x12 \x01(\rR\x04held\"2\n" +
+	"\x11GetSessionRequest\x12\x1d\n" +
+	"\n" +
+	"session_id\x18\x01 \x01(\tR\tsessionId\"\x89\x01\n" +
+	"\x12GetSessionResponse\x120\n" +
+	"\asession\x18\x01 \x01(\v2\x16.runnel.v1.SessionInfoR\asession\x12A\n" +
+	"\rsubscriptions\x18\x02 \x03(\v2\x1b.runnel.v1.SubscriptionInfoR\rsubscriptions\"\x8e\x03\n" +
+	"\x10SubscriptionInfo\x12\"\n" +
+	"\fsubscription\x18\x01 \x01(\rR\fsubscription\x12\x18\n" +
+	"\apattern\x18\x02 \x01(\tR\apattern\x125\n" +
+	"\boverflow\x18\x03 \x01(\x0e2\x19.runnel.v1.OverflowPolicyR\boverflow\x12\x12\n" +
+	"\x04live\x18\x04 \x01(\bR\x04live\x12/\n" +
+	"\bposition\x18\x05 \x01(\v2\x13.runnel.v1.PositionR\bposition\x12\x10\n" +
+	"\x03lag\x18\x06 \x01(\x04R\x03lag\x12\x16\n" +
+	"\x06credit\x18\a \x01(\x04R\x06credit\x12\x1c\n" +
+	"\tdelivered\x18\b \x01(\x04R\tdelivered\x12\x18\n" +
+	"\adropped\x18\t \x01(\x04R\adropped\x12\x1c\n" +
+	"\tconflated\x18\n" +
+	" \x01(\x04R\tconflated\x12\x12\n" +
+	"\x04gaps\x18\v \x01(\x04R\x04gaps\x12\x15\n" +
+	"\x06p50_ms\x18\f \x01(\x01R\x05p50Ms\x12\x15\n" +
+	"\x06p99_ms\x18\r \x01(\x01R\x05p99Ms\"i\n" +
+	"\x11DisconnectRequest\x12\x1d\n" +
+	"\n" +
+	"session_id\x18\x01 \x01(\tR\tsessionId\x12\x1b\n" +
+	"\tclient_id\x18\x02 \x01(\tR\bclientId\x12\x18\n" +
+	"\asubject\x18\x03 \x01(\tR\asubject\"*\n" +
+	"\x12DisconnectResponse\x12\x14\n" +
+	"\x05ended\x18\x01 \x01(\rR\x05ended\"\x17\n" +
+	"\x15ListNamespacesRequest\"R\n" +
+	"\x16ListNamespacesResponse\x128\n" +
+	"\n" +
+	"namespaces\x18\x01 \x03(\v2\x18.runnel.v1.NamespaceInfoR\n" +
+	"namespaces\"\x96\x02\n" +
+	"\rNamespaceInfo\x12\x1c\n" +
+	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x125\n" +
+	"\n" +
+	"durability\x18\x02 \x01(\x0e2\x15.runnel.v1.DurabilityR\n" +
+	"durability\x12\x18\n" +
+	"\ahistory\x18\x03 \x01(\bR\ahistory\x12\x14\n" +
+	"\x05epoch\x18\x04 \x01(\tR\x05epoch\x12#\n" +
+	"\roldest_offset\x18\x05 \x01(\x04R\foldestOffset\x12#\n" +
+	"\rnewest_offset\x18\x06 \x01(\x04R\fnewestOffset\x12\x14\n" +
+	"\x05bytes\x18\a \x01(\x04R\x05bytes\x12 \n" +
+	"\fevents_per_s\x18\b \x01(\x01R\n" +
+	"eventsPerS\"\x0e\n" +
+	"\fDrainRequest\"\x0f\n" +
+	"\rDrainResponse\"\x0f\n" +
+	"\rReloadRequest\"*\n" +
+	"\x0eReloadResponse\x12\x18\n" +
+	"\arestart\x18\x01 \x03(\tR\arestart\"\x19\n" +
+	"\x17GetConfigurationRequest\".\n" +
+	"\x18GetConfigurationResponse\x12\x12\n" +
+	"\x04text\x18\x01 \x01(\tR\x04text*v\n" +
 	"\vRevokedKind\x12\x1c\n" +
 	"\x18REVOKED_KIND_UNSPECIFIED\x10\x00\x12\x17\n" +
 	"\x13REVOKED_KIND_CLIENT\x10\x01\x12\x18\n" +
 	"\x14REVOKED_KIND_SUBJECT\x10\x02\x12\x16\n" +
-	"\x12REVOKED_KIND_TOKEN\x10\x032\xe9\x01\n" +
+	"\x12REVOKED_KIND_TOKEN\x10\x03*\x8c\x01\n" +
+	"\fSessionOrder\x12\x1d\n" +
+	"\x19SESSION_ORDER_UNSPECIFIED\x10\x00\x12\x15\n" +
+	"\x11SESSION_ORDER_LAG\x10\x01\x12\x16\n" +
+	"\x12SESSION_ORDER_RATE\x10\x02\x12\x17\n" +
+	"\x13SESSION_ORDER_DELAY\x10\x03\x12\x15\n" +
+	"\x11SESSION_ORDER_AGE\x10\x042\xd3\x06\n" +
 	"\fAdminService\x12=\n" +
 	"\x06Revoke\x12\x18.runnel.v1.RevokeRequest\x1a\x19.runnel.v1.RevokeResponse\x12@\n" +
 	"\aRestore\x12\x19.runnel.v1.RestoreRequest\x1a\x1a.runnel.v1.RestoreResponse\x12X\n" +
-	"\x0fListRevocations\x12!.runnel.v1.ListRevocationsRequest\x1a\".runnel.v1.ListRevocationsResponseB\x93\x01\n" +
+	"\x0fListRevocations\x12!.runnel.v1.ListRevocationsRequest\x1a\".runnel.v1.ListRevocationsResponse\x12R\n" +
+	"\rGetServerInfo\x12\x1f.runnel.v1.GetServerInfoRequest\x1a .runnel.v1.GetServerInfoResponse\x12O\n" +
+	"\fListSessions\x12\x1e.runnel.v1.ListSessionsRequest\x1a\x1f.runnel.v1.ListSessionsResponse\x12I\n" +
+	"\n" +
+	"GetSession\x12\x1c.runnel.v1.GetSessionRequest\x1a\x1d.runnel.v1.GetSessionResponse\x12I\n" +
+	"\n" +
+	"Disconnect\x12\x1c.runnel.v1.DisconnectRequest\x1a\x1d.runnel.v1.DisconnectResponse\x12U\n" +
+	"\x0eListNamespaces\x12 .runnel.v1.ListNamespacesRequest\x1a!.runnel.v1.ListNamespacesResponse\x12:\n" +
+	"\x05Drain\x12\x17.runnel.v1.DrainRequest\x1a\x18.runnel.v1.DrainResponse\x12=\n" +
+	"\x06Reload\x12\x18.runnel.v1.ReloadRequest\x1a\x19.runnel.v1.ReloadResponse\x12[\n" +
+	"\x10GetConfiguration\x12\".runnel.v1.GetConfigurationRequest\x1a#.runnel.v1.GetConfigurationResponseB\x93\x01\n" +
 	"\rcom.runnel.v1B\n" +
 	"AdminProtoP\x01Z1github.com/runnelhq/runnel/api/runnel/v1;runnelv1\xa2\x02\x03RXX\xaa\x02\tRunnel.V1\xca\x02\tRunnel\\V1\xe2\x02\x15Runnel\\V1\\GPBMetadata\xea\x02\n" +
 	"Runnel::V1b\x06proto3"
@@ -501,35 +2068,82 @@ func file_runnel_v1_admin_proto_rawDescGZIP() []byte {
 	return file_runnel_v1_admin_proto_rawDescData
 }
 
-var file_runnel_v1_admin_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_runnel_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 7)
+var file_runnel_v1_admin_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
+var file_runnel_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 26)
 var file_runnel_v1_admin_proto_goTypes = []any{
-	(RevokedKind)(0),                // 0: runnel.v1.RevokedKind
-	(*Revocation)(nil),              // 1: runnel.v1.Revocation
-	(*RevokeRequest)(nil),           // 2: runnel.v1.RevokeRequest
-	(*RevokeResponse)(nil),          // 3: runnel.v1.RevokeResponse
-	(*RestoreRequest)(nil),          // 4: runnel.v1.RestoreRequest
-	(*RestoreResponse)(nil),         // 5: runnel.v1.RestoreResponse
-	(*ListRevocationsRequest)(nil),  // 6: runnel.v1.ListRevocationsRequest
-	(*ListRevocationsResponse)(nil), // 7: runnel.v1.ListRevocationsResponse
+	(RevokedKind)(0),                 // 0: runnel.v1.RevokedKind
+	(SessionOrder)(0),                // 1: runnel.v1.SessionOrder
+	(*Revocation)(nil),               // 2: runnel.v1.Revocation
+	(*RevokeRequest)(nil),            // 3: runnel.v1.RevokeRequest
+	(*RevokeResponse)(nil),           // 4: runnel.v1.RevokeResponse
+	(*RestoreRequest)(nil),           // 5: runnel.v1.RestoreRequest
+	(*RestoreResponse)(nil),          // 6: runnel.v1.RestoreResponse
+	(*ListRevocationsRequest)(nil),   // 7: runnel.v1.ListRevocationsRequest
+	(*ListRevocationsResponse)(nil),  // 8: runnel.v1.ListRevocationsResponse
+	(*GetServerInfoRequest)(nil),     // 9: runnel.v1.GetServerInfoRequest
+	(*GetServerInfoResponse)(nil),    // 10: runnel.v1.GetServerInfoResponse
+	(*ListSessionsRequest)(nil),      // 11: runnel.v1.ListSessionsRequest
+	(*ListSessionsResponse)(nil),     // 12: runnel.v1.ListSessionsResponse
+	(*SessionInfo)(nil),              // 13: runnel.v1.SessionInfo
+	(*GetSessionRequest)(nil),        // 14: runnel.v1.GetSessionRequest
+	(*GetSessionResponse)(nil),       // 15: runnel.v1.GetSessionResponse
+	(*SubscriptionInfo)(nil),         // 16: runnel.v1.SubscriptionInfo
+	(*DisconnectRequest)(nil),        // 17: runnel.v1.DisconnectRequest
+	(*DisconnectResponse)(nil),       // 18: runnel.v1.DisconnectResponse
+	(*ListNamespacesRequest)(nil),    // 19: runnel.v1.ListNamespacesRequest
+	(*ListNamespacesResponse)(nil),   // 20: runnel.v1.ListNamespacesResponse
+	(*NamespaceInfo)(nil),            // 21: runnel.v1.NamespaceInfo
+	(*DrainRequest)(nil),             // 22: runnel.v1.DrainRequest
+	(*DrainResponse)(nil),            // 23: runnel.v1.DrainResponse
+	(*ReloadRequest)(nil),            // 24: runnel.v1.ReloadRequest
+	(*ReloadResponse)(nil),           // 25: runnel.v1.ReloadResponse
+	(*GetConfigurationRequest)(nil),  // 26: runnel.v1.GetConfigurationRequest
+	(*GetConfigurationResponse)(nil), // 27: runnel.v1.GetConfigurationResponse
+	(OverflowPolicy)(0),              // 28: runnel.v1.OverflowPolicy
+	(*Position)(nil),                 // 29: runnel.v1.Position
+	(Durability)(0),                  // 30: runnel.v1.Durability
 }
 var file_runnel_v1_admin_proto_depIdxs = []int32{
-	0, // 0: runnel.v1.Revocation.kind:type_name -> runnel.v1.RevokedKind
-	0, // 1: runnel.v1.RevokeRequest.kind:type_name -> runnel.v1.RevokedKind
-	1, // 2: runnel.v1.RevokeResponse.revocation:type_name -> runnel.v1.Revocation
-	0, // 3: runnel.v1.RestoreRequest.kind:type_name -> runnel.v1.RevokedKind
-	1, // 4: runnel.v1.ListRevocationsResponse.revocations:type_name -> runnel.v1.Revocation
-	2, // 5: runnel.v1.AdminService.Revoke:input_type -> runnel.v1.RevokeRequest
-	4, // 6: runnel.v1.AdminService.Restore:input_type -> runnel.v1.RestoreRequest
-	6, // 7: runnel.v1.AdminService.ListRevocations:input_type -> runnel.v1.ListRevocationsRequest
-	3, // 8: runnel.v1.AdminService.Revoke:output_type -> runnel.v1.RevokeResponse
-	5, // 9: runnel.v1.AdminService.Restore:output_type -> runnel.v1.RestoreResponse
-	7, // 10: runnel.v1.AdminService.ListRevocations:output_type -> runnel.v1.ListRevocationsResponse
-	8, // [8:11] is the sub-list for method output_type
-	5, // [5:8] is the sub-list for method input_type
-	5, // [5:5] is the sub-list for extension type_name
-	5, // [5:5] is the sub-list for extension extendee
-	0, // [0:5] is the sub-list for field type_name
+	0,  // 0: runnel.v1.Revocation.kind:type_name -> runnel.v1.RevokedKind
+	0,  // 1: runnel.v1.RevokeRequest.kind:type_name -> runnel.v1.RevokedKind
+	2,  // 2: runnel.v1.RevokeResponse.revocation:type_name -> runnel.v1.Revocation
+	0,  // 3: runnel.v1.RestoreRequest.kind:type_name -> runnel.v1.RevokedKind
+	2,  // 4: runnel.v1.ListRevocationsResponse.revocations:type_name -> runnel.v1.Revocation
+	1,  // 5: runnel.v1.ListSessionsRequest.order:type_name -> runnel.v1.SessionOrder
+	13, // 6: runnel.v1.ListSessionsResponse.sessions:type_name -> runnel.v1.SessionInfo
+	13, // 7: runnel.v1.GetSessionResponse.session:type_name -> runnel.v1.SessionInfo
+	16, // 8: runnel.v1.GetSessionResponse.subscriptions:type_name -> runnel.v1.SubscriptionInfo
+	28, // 9: runnel.v1.SubscriptionInfo.overflow:type_name -> runnel.v1.OverflowPolicy
+	29, // 10: runnel.v1.SubscriptionInfo.position:type_name -> runnel.v1.Position
+	21, // 11: runnel.v1.ListNamespacesResponse.namespaces:type_name -> runnel.v1.NamespaceInfo
+	30, // 12: runnel.v1.NamespaceInfo.durability:type_name -> runnel.v1.Durability
+	3,  // 13: runnel.v1.AdminService.Revoke:input_type -> runnel.v1.RevokeRequest
+	5,  // 14: runnel.v1.AdminService.Restore:input_type -> runnel.v1.RestoreRequest
+	7,  // 15: runnel.v1.AdminService.ListRevocations:input_type -> runnel.v1.ListRevocationsRequest
+	9,  // 16: runnel.v1.AdminService.GetServerInfo:input_type -> runnel.v1.GetServerInfoRequest
+	11, // 17: runnel.v1.AdminService.ListSessions:input_type -> runnel.v1.ListSessionsRequest
+	14, // 18: runnel.v1.AdminService.GetSession:input_type -> runnel.v1.GetSessionRequest
+	17, // 19: runnel.v1.AdminService.Disconnect:input_type -> runnel.v1.DisconnectRequest
+	19, // 20: runnel.v1.AdminService.ListNamespaces:input_type -> runnel.v1.ListNamespacesRequest
+	22, // 21: runnel.v1.AdminService.Drain:input_type -> runnel.v1.DrainRequest
+	24, // 22: runnel.v1.AdminService.Reload:input_type -> runnel.v1.ReloadRequest
+	26, // 23: runnel.v1.AdminService.GetConfiguration:input_type -> runnel.v1.GetConfigurationRequest
+	4,  // 24: runnel.v1.AdminService.Revoke:output_type -> runnel.v1.RevokeResponse
+	6,  // 25: runnel.v1.AdminService.Restore:output_type -> runnel.v1.RestoreResponse
+	8,  // 26: runnel.v1.AdminService.ListRevocations:output_type -> runnel.v1.ListRevocationsResponse
+	10, // 27: runnel.v1.AdminService.GetServerInfo:output_type -> runnel.v1.GetServerInfoResponse
+	12, // 28: runnel.v1.AdminService.ListSessions:output_type -> runnel.v1.ListSessionsResponse
+	15, // 29: runnel.v1.AdminService.GetSession:output_type -> runnel.v1.GetSessionResponse
+	18, // 30: runnel.v1.AdminService.Disconnect:output_type -> runnel.v1.DisconnectResponse
+	20, // 31: runnel.v1.AdminService.ListNamespaces:output_type -> runnel.v1.ListNamespacesResponse
+	23, // 32: runnel.v1.AdminService.Drain:output_type -> runnel.v1.DrainResponse
+	25, // 33: runnel.v1.AdminService.Reload:output_type -> runnel.v1.ReloadResponse
+	27, // 34: runnel.v1.AdminService.GetConfiguration:output_type -> runnel.v1.GetConfigurationResponse
+	24, // [24:35] is the sub-list for method output_type
+	13, // [13:24] is the sub-list for method input_type
+	13, // [13:13] is the sub-list for extension type_name
+	13, // [13:13] is the sub-list for extension extendee
+	0,  // [0:13] is the sub-list for field type_name
 }
 
 func init() { file_runnel_v1_admin_proto_init() }
@@ -537,13 +2151,14 @@ func file_runnel_v1_admin_proto_init() {
 	if File_runnel_v1_admin_proto != nil {
 		return
 	}
+	file_runnel_v1_stream_proto_init()
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_runnel_v1_admin_proto_rawDesc), len(file_runnel_v1_admin_proto_rawDesc)),
-			NumEnums:      1,
-			NumMessages:   7,
+			NumEnums:      2,
+			NumMessages:   26,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

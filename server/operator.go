@@ -1,0 +1,102 @@
+package server
+
+import (
+	"cmp"
+	"errors"
+	"sync"
+	"time"
+
+	runnelv1 "github.com/runnelhq/runnel/api/runnel/v1"
+	"github.com/runnelhq/runnel/internal/budget"
+	"github.com/runnelhq/runnel/internal/grpcapi"
+)
+
+// operator is the server as AdminService sees it. Sessions, Session and Disconnect are the edge's.
+type operator struct {
+	*grpcapi.Service
+	s *Server
+
+	mu    sync.Mutex
+	heads map[string]head // of namespaces, when they were last listed
+}
+
+type head struct {
+	at     time.Time
+	offset uint64
+	rate   float64
+}
+
+func newOperator(s *Server, api *grpcapi.Service) *operator {
+	return &operator{Service: api, s: s, heads: map[string]head{}}
+}
+
+// Info implements admin.Operator.
+func (o *operator) Info() *runnelv1.GetServerInfoResponse {
+	s := o.s
+	e, m := s.engine.Figures(), &s.meter
+	i := &runnelv1.GetServerInfoResponse{
+		Version: cmp.Or(s.cfg.Version, "devel"), StartedMs: s.started.UnixMilli(), NowMs: time.Now().UnixMilli(),
+		Sessions: uint32(m.Sessions.Load()), Subscriptions: uint32(m.Subscriptions.Load()), Behind: uint32(m.Behind.Load()), Namespaces: uint32(e.Namespaces),
+		Delivered: m.Events.Load(), Published: s.accepted.Load(), Dropped: m.Dropped.Load(), Conflated: m.Conflated.Load(), Gaps: m.Gaps.Load(),
+		SlowConsumers: m.Slow.Load(), MemoryLimitBytes: uint64(s.budget.Limit()), DiskBytes: e.DiskBytes, DiskFreeBytes: e.FreeBytes,
+		CompactionDebtBytes: e.Debt, Authenticates: s.security.authority.policy != nil,
+	}
+	for _, k := range budget.Kinds() {
+		i.MemoryUsedBytes += uint64(max(s.budget.Used(k), 0))
+	}
+	if err := s.ready(); err != nil {
+		i.Trouble, i.Draining = err.Error(), errors.Is(err, grpcapi.ErrDraining)
+	}
+	return i
+}
+
+// rateOver is the least time over which a rate is taken.
+const rateOver = 500 * time.Millisecond
+
+// Namespaces implements admin.Operator.
+func (o *operator) Namespaces() (list []*runnelv1.NamespaceInfo) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	now := time.Now()
+	for _, n := range o.s.engine.Namespaces() {
+		h, known := o.heads[n.Namespace]
+		if past := now.Sub(h.at); !known || past >= rateOver {
+			if known {
+				h.rate = float64(n.Head-min(h.offset, n.Head)) / past.Seconds()
+			}
+			h.at, h.offset = now, n.Head
+			o.heads[n.Namespace] = h
+		}
+		i := &runnelv1.NamespaceInfo{
+			Namespace: n.Namespace, Durability: n.Durability, History: n.History, Epoch: n.Epoch, NewestOffset: n.Head, Bytes: n.Bytes, EventsPerS: h.rate,
+		}
+		if n.History && n.Oldest <= n.Head {
+			i.OldestOffset = n.Oldest
+		}
+		list = append(list, i)
+	}
+	return list
+}
+
+// Drain implements admin.Operator.
+func (o *operator) Drain() { o.s.stopOnce.Do(func() { close(o.s.stopping) }) }
+
+// Reload implements admin.Operator.
+func (o *operator) Reload() ([]string, error) {
+	if o.s.cfg.Reread == nil {
+		return nil, errors.New("this server was started without a configuration that could be read again")
+	}
+	cfg, err := o.s.cfg.Reread()
+	if err != nil {
+		return nil, err
+	}
+	return o.s.Reload(cfg)
+}
+
+// Configuration implements admin.Operator.
+func (o *operator) Configuration() (string, error) {
+	if o.s.cfg.Text == nil {
+		return "", errors.New("this server was started by a program that does not tell its configuration")
+	}
+	return o.s.cfg.Text()
+}
