@@ -250,7 +250,7 @@ func (c *wire) seen() *tally {
 	return &g
 }
 
-// gorge asks for 50 MiB without end of window, and reads none: once the connection is full, the server cannot write.
+// gorge asks for 50 MiB without end of window, and reads no more than the beginning: once the connection is full, the server cannot write.
 func (c *wire) gorge() error {
 	// The kernel's buffers are small, so that it is the server that takes what is thrown, or does not.
 	if err := errors.Join(c.SetReadBuffer(4<<10), c.SetWriteBuffer(64<<10)); err != nil {
@@ -260,7 +260,13 @@ func (c *wire) gorge() error {
 	if err := c.follow("past.t"); err != nil {
 		return err
 	}
-	return c.w.Flush()
+	// The beginning is read, so that it is known to have begun; what comes then fills the connection.
+	err := errors.Join(c.w.Flush(), c.SetReadDeadline(time.Now().Add(deadline)))
+	if err == nil {
+		_, err = io.CopyN(io.Discard, c.TCPConn, 16<<10)
+	}
+	time.Sleep(100 * time.Millisecond)
+	return err
 }
 
 // follow subscribes to everything there ever was.
@@ -289,11 +295,11 @@ const (
 	cut       = "cut"       // the connection is gone
 )
 
-// flood writes frames until the server holds or cuts the connection.
-func (c *wire) flood(s *siege, n int, frame func(i int) error) string {
+// flood writes frames until the server holds the connection up for so long, or cuts it.
+func (c *wire) flood(s *siege, patience time.Duration, n int, frame func(i int) error) string {
 	for i := range n {
 		if i%1024 == 0 {
-			if err := c.SetWriteDeadline(time.Now().Add(s.patience())); err != nil {
+			if err := c.SetWriteDeadline(time.Now().Add(patience)); err != nil {
 				return cut
 			}
 		}
