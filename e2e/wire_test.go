@@ -35,7 +35,7 @@ type wire struct {
 	fr    *http2.Framer // of both directions
 	enc   *hpack.Encoder
 	block bytes.Buffer
-	last  uint32 // last stream id used
+	last  uint32 // last stream id used; begins at -1
 
 	group   sync.WaitGroup
 	changed chan struct{} // receives after each frame that was read
@@ -93,7 +93,7 @@ func connect(t *testing.T, addr string, settings ...http2.Setting) *wire {
 	t.Helper()
 	tcp := dialTCP(t, addr)
 	w := bufio.NewWriterSize(tcp, 64<<10)
-	c := &wire{t: t, TCPConn: tcp, w: w, fr: http2.NewFramer(w, tcp), changed: make(chan struct{}, 1),
+	c := &wire{t: t, TCPConn: tcp, w: w, fr: http2.NewFramer(w, tcp), last: 1<<32 - 1, changed: make(chan struct{}, 1),
 		got: tally{resets: map[http2.ErrCode]int{}, statuses: map[string]int{}, windows: map[uint32]int{}}}
 	c.fr.AllowIllegalWrites = true
 	c.fr.ReadMetaHeaders = hpack.NewDecoder(4<<10, nil)
@@ -139,9 +139,6 @@ func (c *wire) open(path string, extra ...hpack.HeaderField) (uint32, error) {
 
 // next is a stream that was not used yet.
 func (c *wire) next() uint32 {
-	if c.last == 0 {
-		c.last--
-	}
 	c.last += 2
 	return c.last
 }
