@@ -51,6 +51,33 @@ func zeroWindows(s *siege) {
 	s.Errorf("streams that take nothing are still served after %v", time.Since(begun).Round(time.Second))
 }
 
+// stuckAndReset takes streams back while most of what they were sent waits for a window.
+func stuckAndReset(s *siege) {
+	const streams = 100
+	c := connect(s.T, s.addr, http2.Setting{ID: http2.SettingInitialWindowSize, Val: 1})
+	defer c.close()
+	c.read()
+	for round := range s.times(10, 500) {
+		first := c.last + 2
+		for range streams {
+			if err := c.follow("past.t"); err != nil {
+				s.Fatal(err)
+			}
+		}
+		c.flush()
+		if !c.await(deadline, func(g *tally) bool { return g.data >= streams*(round+1) }) {
+			s.Fatalf("round %d: %v", round, c.seen())
+		}
+		for id := first; id <= c.last; id += 2 {
+			_ = c.fr.WriteRSTStream(id, http2.ErrCodeCancel)
+			s.thrown.Add(1)
+		}
+		_ = c.SetWriteDeadline(time.Now().Add(deadline))
+		c.flush()
+	}
+	c.mustPong(s)
+}
+
 // zeros is a stream of size MiB of zeros in deflate's format: the same compressed piece over and over.
 func zeros(s *siege, mib int) []byte {
 	const piece = 16 // MiB

@@ -22,7 +22,7 @@ func rapidReset(s *siege) {
 	defer c.close()
 	c.read()
 	request := everything("past.t")
-	s.note = c.flood(s, s.times(5_000, 50_000), func(i int) error {
+	s.note = c.flood(s, deadline, s.times(5_000, 50_000), func(i int) error {
 		id, err := c.open(subscribePath)
 		if err == nil && i%2 == 1 {
 			err = c.message(id, true, request)
@@ -51,7 +51,7 @@ func madeYouReset(s *siege) {
 	defer c.close()
 	c.read()
 	n := s.times(5_000, 50_000)
-	s.note = c.flood(s, n, func(i int) error {
+	s.note = c.flood(s, deadline, n, func(i int) error {
 		id, err := c.open(sessionPath)
 		if err != nil {
 			return err
@@ -88,10 +88,9 @@ func floods(s *siege, n int, frame func(c *wire) func(i int) error) (free, full 
 	if err := full.gorge(); err != nil {
 		s.Fatal(err)
 	}
-	time.Sleep(100 * time.Millisecond) // the server fills the connection
 	var group sync.WaitGroup
 	for i, c := range []*wire{free, full} {
-		group.Go(func() { ends[i] = c.flood(s, n, frame(c)) })
+		group.Go(func() { ends[i] = c.flood(s, s.patience(), n, frame(c)) })
 	}
 	group.Wait()
 	s.note = fmt.Sprintf("%s; full: %s", ends[0], ends[1])
@@ -184,7 +183,7 @@ func continuationBomb(s *siege) {
 		c.read()
 		_ = c.fr.WriteHeaders(http2.HeadersFrameParam{StreamID: c.next(), BlockFragment: c.header(call(subscribePath)...)})
 		field := hpack.HeaderField{Name: "x", Value: strings.Repeat("y", 1000), Sensitive: true} // in no table
-		s.note = c.flood(s, 10_000, func(int) error { return c.fr.WriteContinuation(c.last, false, c.header(field)) })
+		s.note = c.flood(s, deadline, 10_000, func(int) error { return c.fr.WriteContinuation(c.last, false, c.header(field)) })
 		if s.note == swallowed || !c.closed(deadline) {
 			s.Errorf("the connection was not cut: %s", s.note)
 		}
@@ -198,7 +197,7 @@ func emptyContinuations(s *siege) {
 	defer c.close()
 	c.read()
 	_ = c.fr.WriteHeaders(http2.HeadersFrameParam{StreamID: c.next(), BlockFragment: c.header(call(subscribePath)...)})
-	s.note = c.flood(s, s.times(200_000, 4_000_000), func(int) error { return c.fr.WriteContinuation(c.last, false, nil) })
+	s.note = c.flood(s, deadline, s.times(200_000, 4_000_000), func(int) error { return c.fr.WriteContinuation(c.last, false, nil) })
 }
 
 // headerBombs are headers beyond what the server allows: small on the wire and large behind it, many, and long.
@@ -216,7 +215,7 @@ func headerBombs(s *siege) {
 	}
 	refs := bytes.Repeat(again, 15_000)
 	_ = c.fr.WriteHeaders(http2.HeadersFrameParam{StreamID: c.next(), BlockFragment: seed, EndHeaders: true, EndStream: true})
-	s.note = c.flood(s, n, func(int) error {
+	s.note = c.flood(s, deadline, n, func(int) error {
 		block := append(c.header(call(subscribePath)...), refs...)
 		return c.fr.WriteHeaders(http2.HeadersFrameParam{StreamID: c.next(), BlockFragment: block, EndHeaders: true, EndStream: true})
 	})

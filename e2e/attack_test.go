@@ -70,6 +70,7 @@ var attacks = []struct {
 	{"header bombs", headerBombs},
 	{"stalled openings", stalledOpenings},
 	{"zero windows", zeroWindows},
+	{"stuck and reset", stuckAndReset},
 	{"gzip bombs", gzipBombs},
 	{"zstd bombs", zstdBombs},
 	{"message lengths", messageLengths},

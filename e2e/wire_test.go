@@ -35,7 +35,7 @@ type wire struct {
 	fr    *http2.Framer // of both directions
 	enc   *hpack.Encoder
 	block bytes.Buffer
-	last  uint32 // last stream id used
+	last  uint32 // last stream id used; begins at -1
 
 	group   sync.WaitGroup
 	changed chan struct{} // receives after each frame that was read
@@ -93,7 +93,7 @@ func connect(t *testing.T, addr string, settings ...http2.Setting) *wire {
 	t.Helper()
 	tcp := dialTCP(t, addr)
 	w := bufio.NewWriterSize(tcp, 64<<10)
-	c := &wire{t: t, TCPConn: tcp, w: w, fr: http2.NewFramer(w, tcp), changed: make(chan struct{}, 1),
+	c := &wire{t: t, TCPConn: tcp, w: w, fr: http2.NewFramer(w, tcp), last: 1<<32 - 1, changed: make(chan struct{}, 1),
 		got: tally{resets: map[http2.ErrCode]int{}, statuses: map[string]int{}, windows: map[uint32]int{}}}
 	c.fr.AllowIllegalWrites = true
 	c.fr.ReadMetaHeaders = hpack.NewDecoder(4<<10, nil)
@@ -139,9 +139,6 @@ func (c *wire) open(path string, extra ...hpack.HeaderField) (uint32, error) {
 
 // next is a stream that was not used yet.
 func (c *wire) next() uint32 {
-	if c.last == 0 {
-		c.last--
-	}
 	c.last += 2
 	return c.last
 }
@@ -250,7 +247,7 @@ func (c *wire) seen() *tally {
 	return &g
 }
 
-// gorge asks for 50 MiB without end of window, and reads none: once the connection is full, the server cannot write.
+// gorge asks for 50 MiB without end of window, and reads no more than the beginning: once the connection is full, the server cannot write.
 func (c *wire) gorge() error {
 	// The kernel's buffers are small, so that it is the server that takes what is thrown, or does not.
 	if err := errors.Join(c.SetReadBuffer(4<<10), c.SetWriteBuffer(64<<10)); err != nil {
@@ -260,7 +257,13 @@ func (c *wire) gorge() error {
 	if err := c.follow("past.t"); err != nil {
 		return err
 	}
-	return c.w.Flush()
+	// The beginning is read, so that it is known to have begun; what comes then fills the connection.
+	err := errors.Join(c.w.Flush(), c.SetReadDeadline(time.Now().Add(deadline)))
+	if err == nil {
+		_, err = io.CopyN(io.Discard, c.TCPConn, 16<<10)
+	}
+	time.Sleep(100 * time.Millisecond)
+	return err
 }
 
 // follow subscribes to everything there ever was.
@@ -289,11 +292,11 @@ const (
 	cut       = "cut"       // the connection is gone
 )
 
-// flood writes frames until the server holds or cuts the connection.
-func (c *wire) flood(s *siege, n int, frame func(i int) error) string {
+// flood writes frames until the server holds the connection up for so long, or cuts it.
+func (c *wire) flood(s *siege, patience time.Duration, n int, frame func(i int) error) string {
 	for i := range n {
 		if i%1024 == 0 {
-			if err := c.SetWriteDeadline(time.Now().Add(s.patience())); err != nil {
+			if err := c.SetWriteDeadline(time.Now().Add(patience)); err != nil {
 				return cut
 			}
 		}
