@@ -189,13 +189,14 @@ func (s *Server) Run(ctx context.Context) error {
 	}))
 	healthv1.RegisterHealthServer(g, s.health)
 	reflection.Register(g)
-	s.health.SetServingStatus(runnelv1.StreamService_ServiceDesc.ServiceName, healthv1.HealthCheckResponse_SERVING)
+	s.setHealth(s.engine.Health())
 
 	// The parts stop in the order of the data path, each waiting for its own.
 	parts, stop := context.WithCancel(context.Background())
 	var background errgroup.Group
 	background.Go(func() error { replayer.Run(parts, 2*runtime.GOMAXPROCS(0)); return nil })
 	background.Go(func() error { api.Run(parts); return nil })
+	background.Go(func() error { s.watchHealth(parts); return nil })
 	background.Go(func() error { s.security.run(parts, s.cfg.Logger); return nil })
 	if s.admin != nil {
 		background.Go(func() error { return admin.Serve(parts, s.admin, s.metrics, s.ready) })
@@ -264,8 +265,48 @@ func (s *Server) countStreams(srv any, stream grpc.ServerStream, info *grpc.Stre
 	return handler(srv, stream)
 }
 
+// healthEvery is how often it is looked at whether the engine can write.
+const healthEvery = time.Second
+
+// watchHealth keeps the gRPC health services true until ctx ends. Draining has the last word: what comes after it is ignored.
+func (s *Server) watchHealth(ctx context.Context) {
+	ticker := time.NewTicker(healthEvery)
+	defer ticker.Stop()
+	said := ""
+	for {
+		select {
+		case <-ticker.C:
+		case <-ctx.Done():
+			return
+		}
+		err := s.engine.Health()
+		s.setHealth(err)
+		switch {
+		case err != nil && said == "":
+			said = err.Error()
+			s.cfg.Logger.Error("the server takes no events", "err", err)
+		case err == nil && said != "":
+			said = ""
+			s.cfg.Logger.Info("the server takes events again")
+		}
+	}
+}
+
+func (s *Server) setHealth(err error) {
+	status := healthv1.HealthCheckResponse_SERVING
+	if err != nil {
+		status = healthv1.HealthCheckResponse_NOT_SERVING
+	}
+	for _, service := range []string{"", runnelv1.StreamService_ServiceDesc.ServiceName, runnelv1.AdminService_ServiceDesc.ServiceName} {
+		s.health.SetServingStatus(service, status)
+	}
+}
+
 // ready is nil while the server takes work.
 func (s *Server) ready() error {
+	if err := s.engine.Health(); err != nil {
+		return err
+	}
 	res, err := s.health.Check(context.Background(), &healthv1.HealthCheckRequest{})
 	if err != nil {
 		return err
@@ -273,7 +314,7 @@ func (s *Server) ready() error {
 	if res.GetStatus() != healthv1.HealthCheckResponse_SERVING {
 		return grpcapi.ErrDraining
 	}
-	return s.engine.Health()
+	return nil
 }
 
 // drainSpread is how long sessions are told to move one after the other, so that they do not come back all at once.
