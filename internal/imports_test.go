@@ -99,6 +99,8 @@ var bans = []ban{
 		because: "flags are read at the rim"},
 	{never: "go.yaml.in/yaml/...", but: "internal/config",
 		because: "everything behind the configuration takes a checked struct"},
+	{never: "charm.land/... github.com/charmbracelet/...", but: "internal/cli",
+		because: "only the command line draws"},
 	{never: "github.com/shirou/gopsutil/...", but: "internal/cli",
 		because: "the figures of this machine are the demonstration's data, not the server's"},
 	{never: "testing pgregory.net/rapid/... go.uber.org/goleak/... github.com/rogpeppe/go-internal/... github.com/google/go-cmp/...",

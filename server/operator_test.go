@@ -114,7 +114,7 @@ func TestOperator(t *testing.T) {
 	if err != nil || len(spaces.GetNamespaces()) != 2 {
 		t.Fatalf("%v, %v", spaces, err)
 	}
-	if a, q := spaces.GetNamespaces()[0], spaces.GetNamespaces()[1]; a.GetNewestOffset() != 60 || a.GetOldestOffset() != 1 || !a.GetHistory() || q.GetHistory() || q.GetOldestOffset() != 0 {
+	if a, q := spaces.GetNamespaces()[0], spaces.GetNamespaces()[1]; a.GetNewestOffset() != 60 || a.GetBytes() < 60*20 || a.GetBytes() > 60*500 || a.GetOldestOffset() != 1 || !a.GetHistory() || q.GetHistory() || q.GetOldestOffset() != 0 {
 		t.Errorf("%v", spaces)
 	}
 	if r, err := c.admin.Reload(t.Context(), &runnelv1.ReloadRequest{}); err != nil || len(r.GetRestart()) != 1 || r.GetRestart()[0] != "DrainTimeout" {

@@ -91,7 +91,7 @@ func (a *app) root() *cobra.Command {
 	root.PersistentFlags().StringVar(&a.token, "token", os.Getenv("RUNNEL_TOKEN"), "bearer token (RUNNEL_TOKEN)")
 	a.tls.flags(root.PersistentFlags())
 	root.PersistentFlags().Lookup("token").DefValue = "" // a help text must not show a secret
-	root.AddCommand(a.demo(), a.demoWorker(), a.serve(), a.pub(), a.sub(), a.history(), a.topics(), a.replay(), a.bench(), a.config(), a.tokenCommand(), a.admin(), a.version())
+	root.AddCommand(a.demo(), a.demoWorker(), a.serve(), a.pub(), a.sub(), a.history(), a.topics(), a.replay(), a.bench(), a.config(), a.tokenCommand(), a.admin(), a.top(), a.version())
 	root.InitDefaultCompletionCmd()
 	if c, _, err := root.Find([]string{"completion"}); err == nil {
 		choose(c, "bash, zsh, fish or powershell")

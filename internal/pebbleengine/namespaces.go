@@ -11,7 +11,7 @@ import (
 type NamespaceState struct {
 	Namespace string
 	engine.State
-	Bytes uint64 // that its events and their index take, estimated; 0 while that cannot be read
+	Bytes uint64 // of its retained events, as they are stored, before compression; 0 while that cannot be read
 }
 
 // Namespaces describes the namespaces whose logs are open, by name.
@@ -40,19 +40,21 @@ func (e *Engine) Namespaces() []NamespaceState {
 	return list
 }
 
-// bytes estimates what the log takes.
+// bytes is what the values of the retained events take; 0 while that cannot be read.
 func (l *log) bytes() uint64 {
 	db, err := l.st.acquire()
 	if err != nil {
 		return 0
 	}
 	defer l.st.release()
-	var total uint64
-	for _, kind := range []byte{kindLog, kindIndex, kindTopic, kindDedup} {
-		p := prefix(kind, l.id)
-		if n, err := db.EstimateDiskUsage(p, after(p)); err == nil {
-			total += n
-		}
+	s := l.State()
+	last, err := l.loadLast(db)
+	if err != nil || s.Oldest > s.Head {
+		return 0
 	}
-	return total
+	oldest, err := marks{l: l, db: db, head: last.offset, total: last.total}.find(s.Oldest)
+	if err != nil {
+		return 0
+	}
+	return last.total - min(oldest.before, last.total)
 }

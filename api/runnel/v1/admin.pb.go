@@ -1554,7 +1554,7 @@ type NamespaceInfo struct {
 	OldestOffset uint64 `protobuf:"varint,5,opt,name=oldest_offset,json=oldestOffset,proto3" json:"oldest_offset,omitempty"`
 	// The newest that may be seen; of a namespace that keeps nothing, how many there were since the start.
 	NewestOffset uint64 `protobuf:"varint,6,opt,name=newest_offset,json=newestOffset,proto3" json:"newest_offset,omitempty"`
-	// Bytes that retained events take on disk or in memory, estimated.
+	// Bytes of the retained events as they are stored, before the engine compresses them.
 	Bytes uint64 `protobuf:"varint,7,opt,name=bytes,proto3" json:"bytes,omitempty"`
 	// Events per second, since somebody last looked.
 	EventsPerS    float64 `protobuf:"fixed64,8,opt,name=events_per_s,json=eventsPerS,proto3" json:"events_per_s,omitempty"`
