@@ -86,8 +86,8 @@ const (
 	// mostResident bounds what the server may hold under any attack. The Go runtime, Pebble's caches and tables, and the windows and
 	// pages of the history that attacks ask for come to less than 200 MiB; what grows with an attack would pass any bound.
 	mostResident = 300 << 20
-	// mostResidentLong is for the long form. There, 20,000 streams are open at once, of about 12 KiB each, and the ids of 200,000 events
-	// are remembered, both of which limits of their own bound. What grows with 100,000 connections or commands would pass it too.
+	// mostResidentLong is for the long form: 20,000 streams that are open at once take 250 MiB (12 KiB each), and what one attack leaves
+	// uncollected is there when the next begins. By itself, 100,000 connections or 600,000 events stay below 210 MiB.
 	mostResidentLong = 600 << 20
 	// moreGoroutines are those that the server may have for reasons of its own: compactions, commits, a scrape, namespaces.
 	moreGoroutines = 10
