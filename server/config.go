@@ -21,7 +21,12 @@ type Config struct {
 	Dev      bool   // namespaces appear on first use, with Defaults
 
 	DrainTimeout time.Duration // at most this until a stop is forced; default 30 s
+	DrainSpread  time.Duration // sessions are told to move one after the other over this time; default 2 s, at most half of DrainTimeout
 	SendTimeout  time.Duration // a client that takes nothing for this long is cut; default 30 s
+	// MaxStreamAge ends sessions that are older, give or take a quarter, so that clients spread over servers that were added; 0: no limit.
+	MaxStreamAge time.Duration
+	// Endpoints are the addresses of servers that clients may go to, which they are told when they come and when they have to move.
+	Endpoints []string
 
 	TLS     TLS
 	Issuers map[string]Issuer // of tokens, by a name of your choice
@@ -139,6 +144,8 @@ func (c Config) withDefaults() (Config, error) {
 	set(&c.Admin, "127.0.0.1:9464")
 	set(&c.Data, "data")
 	set(&c.DrainTimeout, 30*time.Second)
+	set(&c.DrainSpread, 2*time.Second)
+	c.DrainSpread = min(c.DrainSpread, c.DrainTimeout/2)
 	set(&c.SendTimeout, 30*time.Second)
 	set(&c.Limits.MaxPayloadBytes, 1<<20)
 	set(&c.Limits.MaxHeadersBytes, 16<<10)

@@ -178,7 +178,7 @@ func (s *Server) Run(ctx context.Context) error {
 		Published: s.published, Committed: s.metrics.Committed,
 	})
 	api := grpcapi.New(b, replayer, grpcapi.Config{
-		Heartbeat: heartbeat, Silence: silence, SendTimeout: s.cfg.SendTimeout, Logger: s.cfg.Logger, Budget: s.budget,
+		Heartbeat: heartbeat, Silence: silence, SendTimeout: s.cfg.SendTimeout, MaxAge: s.cfg.MaxStreamAge, Endpoints: s.cfg.Endpoints, Logger: s.cfg.Logger, Budget: s.budget,
 		Meter: &s.meter,
 	})
 	g := s.grpcServer()
@@ -317,14 +317,11 @@ func (s *Server) ready() error {
 	return nil
 }
 
-// drainSpread is how long sessions are told to move one after the other, so that they do not come back all at once.
-const drainSpread = 2 * time.Second
-
 func (s *Server) drain(g *grpc.Server, api *grpcapi.Service) {
 	s.health.Shutdown()
 	ctx, cancel := context.WithTimeout(context.Background(), s.cfg.DrainTimeout)
 	defer cancel()
-	api.Drain(ctx, drainSpread)
+	api.Drain(ctx, s.cfg.DrainSpread)
 	// Streams that do not end by themselves would keep GracefulStop for ever.
 	force := context.AfterFunc(ctx, g.Stop)
 	defer force()

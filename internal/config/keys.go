@@ -41,6 +41,12 @@ var options = []option[Config]{
 		func(c *Config) value { return choice{&c.LogFormat, []string{"text", "json"}} }},
 	{"drain_timeout", "30s",
 		func(c *Config) value { return span{&c.Server.DrainTimeout, false} }},
+	{"drain_spread", "2s",
+		func(c *Config) value { return span{&c.Server.DrainSpread, false} }},
+	{"max_stream_age", "0s",
+		func(c *Config) value { return span{&c.Server.MaxStreamAge, true} }},
+	{"endpoints", "",
+		func(c *Config) value { return texts{&c.Server.Endpoints} }},
 	{"send_timeout", "30s",
 		func(c *Config) value { return span{&c.Server.SendTimeout, false} }},
 	{"audit", "auto",
@@ -179,16 +185,19 @@ var namespaceOptions = []option[server.Namespace]{
 
 // flagHelp is the help of each key without a dot, which is also a flag.
 var flagHelp = map[string]string{
-	"listen":        "gRPC address",
-	"admin":         "address of metrics and health checks, or off",
-	"data":          "data directory",
-	"insecure":      "allow addresses other than loopback, without TLS and authentication",
-	"dev":           "namespaces appear on first use",
-	"log_level":     "least level that is logged: debug, info, warn or error",
-	"log_format":    "form of the log: text or json",
-	"drain_timeout": "longest time a stop may take",
-	"audit":         "where the audit log goes: auto, log, off or a file",
-	"send_timeout":  "a client that takes nothing for this long is cut",
+	"listen":         "gRPC address",
+	"admin":          "address of metrics and health checks, or off",
+	"data":           "data directory",
+	"insecure":       "allow addresses other than loopback, without TLS and authentication",
+	"dev":            "namespaces appear on first use",
+	"log_level":      "least level that is logged: debug, info, warn or error",
+	"log_format":     "form of the log: text or json",
+	"drain_timeout":  "longest time a stop may take",
+	"audit":          "where the audit log goes: auto, log, off or a file",
+	"drain_spread":   "sessions are told to move over this time",
+	"max_stream_age": "sessions that are older end, give or take a quarter, and clients come back; 0s: never",
+	"endpoints":      "addresses that clients are told to go to, separated by commas",
+	"send_timeout":   "a client that takes nothing for this long is cut",
 }
 
 // annotation marks the flags that are settings.

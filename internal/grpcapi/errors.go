@@ -69,6 +69,7 @@ var table = []row{
 	{is(session.ErrDuplicateID), codes.InvalidArgument, "DUPLICATE_SUBSCRIPTION", 0},
 	{is(session.ErrUnknownID), codes.NotFound, "UNKNOWN_SUBSCRIPTION", 0},
 	{is(session.ErrTooMany), codes.ResourceExhausted, "TOO_MANY_SUBSCRIPTIONS", 0},
+	{is(errAged), codes.Unavailable, "STREAM_AGE", time.Millisecond},
 	{is(errDisconnected), codes.Unavailable, "DISCONNECTED", time.Second},
 	{is(ErrDraining), codes.Unavailable, "DRAINING", time.Second},
 	{is(errAuthOff), codes.FailedPrecondition, "AUTHENTICATION_OFF", 0},

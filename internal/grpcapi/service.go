@@ -19,11 +19,13 @@ import (
 	"github.com/runnelhq/runnel/internal/session"
 )
 
-// Config is fixed for a Service's life. All fields but Budget and Meter are required.
+// Config is fixed for a Service's life. All fields but Budget, Endpoints, MaxAge and Meter are required.
 type Config struct {
 	Heartbeat   time.Duration
 	Silence     time.Duration
 	SendTimeout time.Duration
+	MaxAge      time.Duration // of a session, give or take a quarter; 0: no limit
+	Endpoints   []string      // where clients may go
 	Logger      *slog.Logger
 	Budget      *budget.Budget // what is held for clients counts against it
 	Meter       *session.Meter
@@ -70,7 +72,7 @@ func (s *Service) Drain(ctx context.Context, spread time.Duration) {
 	}
 	s.mu.Unlock()
 	for i, one := range all {
-		one.Control(&runnelv1.Control{Control: &runnelv1.Control_Drain{Drain: &runnelv1.Drain{Reason: ErrDraining.Error()}}})
+		one.Control(&runnelv1.Control{Control: &runnelv1.Control_Drain{Drain: &runnelv1.Drain{Reason: ErrDraining.Error(), Endpoints: s.cfg.Endpoints}}})
 		one.End(ErrDraining)
 		if i%64 != 63 {
 			continue

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"log/slog"
+	"math/rand/v2"
 	"time"
 
 	spb "google.golang.org/genproto/googleapis/rpc/status"
@@ -28,6 +29,7 @@ type stream struct {
 	by   *caller
 	out  *outlet
 	conn *connection
+	age  *time.Timer // ends the session when it is old; nil: it may get as old as it likes
 }
 
 func (s *Service) begin(g grpc.ServerStream, interactive bool) (*stream, error) {
@@ -55,7 +57,7 @@ func (s *Service) begin(g grpc.ServerStream, interactive bool) (*stream, error) 
 	limits := s.broker.Limits()
 	limits.SilenceS = uint32(s.cfg.Silence / time.Second)
 	one.Control(&runnelv1.Control{Control: &runnelv1.Control_Welcome{Welcome: &runnelv1.Welcome{
-		SessionId: st.id, ClientId: by.client, HeartbeatS: uint32(s.cfg.Heartbeat / time.Second), Limits: limits,
+		SessionId: st.id, ClientId: by.client, HeartbeatS: uint32(s.cfg.Heartbeat / time.Second), Limits: limits, Endpoints: s.cfg.Endpoints,
 	}}})
 	// Headers at once tell the client that it is connected, and let grpc-go drop what it kept for a retry. They must be the first thing
 	// that is sent.
@@ -68,9 +70,28 @@ func (s *Service) begin(g grpc.ServerStream, interactive bool) (*stream, error) 
 	out.start()
 	by.attach(st)
 	s.known(one, st)
+	st.limitAge()
 	by.note(audit.Connected)
 	return st, nil
 }
+
+// limitAge makes the session end when it is old. Ages are spread, so that sessions that began together do not end together.
+func (st *stream) limitAge() {
+	most := st.s.cfg.MaxAge
+	if most == 0 {
+		return
+	}
+	spread := most / 4
+	st.age = time.AfterFunc(most-spread+rand.N(2*spread+1), func() {
+		st.one.Control(&runnelv1.Control{Control: &runnelv1.Control_Drain{
+			Drain: &runnelv1.Drain{Reason: errAged.Error(), Endpoints: st.s.cfg.Endpoints},
+		}})
+		st.one.End(errAged)
+	})
+}
+
+// errAged ends sessions that are older than sessions may get.
+var errAged = errors.New("the stream has reached its greatest age")
 
 // wait returns when the stream is over.
 func (st *stream) wait(ctx context.Context) error {
@@ -81,6 +102,9 @@ func (st *stream) wait(ctx context.Context) error {
 
 // end gives back the session and whatever a stuck client holds. Nothing is sent any more.
 func (st *stream) end() {
+	if st.age != nil {
+		st.age.Stop()
+	}
 	st.by.detach()
 	st.out.stop()
 	st.out.w.close()
