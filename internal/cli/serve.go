@@ -71,6 +71,7 @@ func (a *app) serve() *cobra.Command {
 				}
 			}
 		})
+		group.Go(func() { supervise(ctx, cfg.Logger) })
 		return s.Run(c.Context())
 	}
 	return c
