@@ -24,6 +24,11 @@ func (s *Server) figures() []admin.Figure {
 	gauge("runnel_sessions", "Sessions that are open: Subscribe and EstablishStream calls.", float64(m.Sessions.Load()))
 	gauge("runnel_subscriptions", "Subscriptions of all sessions.", float64(m.Subscriptions.Load()))
 	gauge("runnel_subscriptions_behind", "Subscriptions that read the log because they fell out of memory.", float64(m.Behind.Load()))
+	if api := s.api.Load(); api != nil {
+		sum, most := api.Lag()
+		gauge("runnel_lag_events", "Events that subscriptions have not been sent yet, of all together; of those that read the log, offsets not yet read.", float64(sum))
+		gauge("runnel_lag_events_max", "The same of the subscription that is farthest behind.", float64(most))
+	}
 	counter("runnel_sent_frames_total", "Messages sent to sessions.", float64(m.Frames.Load()))
 	counter("runnel_sent_bytes_total", "Bytes of messages sent to sessions, before compression.", float64(m.Bytes.Load()))
 	counter("runnel_deliveries_total", "Events sent to sessions.", float64(m.Events.Load()))

@@ -72,6 +72,8 @@ func TestMetrics(t *testing.T) {
 		`runnel_replayed_total`:                                             10,
 		`runnel_sessions`:                                                   2,
 		`runnel_subscriptions`:                                              2,
+		`runnel_lag_events`:                                                 0,
+		`runnel_lag_events_max`:                                             0,
 		`runnel_subscriptions_behind`:                                       0,
 		`runnel_dropped_total`:                                              0,
 		`runnel_commit_delay_seconds_count{durability="disk"}`:              11,

@@ -55,7 +55,8 @@ type Server struct {
 	budget   *budget.Budget
 	security *security
 	meter    session.Meter
-	accepted atomic.Uint64 // events published
+	accepted atomic.Uint64                   // events published
+	api      atomic.Pointer[grpcapi.Service] // nil before Run
 	started  time.Time
 	stopping chan struct{} // closed when an operator drains
 	stopOnce sync.Once
@@ -181,6 +182,7 @@ func (s *Server) Run(ctx context.Context) error {
 		Heartbeat: heartbeat, Silence: silence, SendTimeout: s.cfg.SendTimeout, MaxAge: s.cfg.MaxStreamAge, Endpoints: s.cfg.Endpoints, Logger: s.cfg.Logger, Budget: s.budget,
 		Meter: &s.meter,
 	})
+	s.api.Store(api)
 	g := s.grpcServer()
 	runnelv1.RegisterStreamServiceServer(g, api)
 	runnelv1.RegisterAdminServiceServer(g, admin.NewService(admin.ServiceConfig{

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"regexp"
 	"strconv"
 	"strings"
@@ -271,4 +272,30 @@ func TestLinesThroughKill(t *testing.T) {
 			t.Fatalf("line %d is %q", i, line)
 		}
 	}
+}
+
+// SIGHUP reads the configuration again: what is wrong is told with its line, and changes nothing.
+func TestHangup(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "runnel.yaml")
+	write := func(text string) {
+		t.Helper()
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	const base = "listen: 127.0.0.1:0\nadmin: off\nnamespaces: {a: }\n"
+	write(base)
+	p := start(t, nil, "serve", "--config", path)
+	p.await(`serving gRPC on`)
+	write(base + "limits:\n  client_publish_rate: many\n")
+	p.signal(syscall.SIGHUP)
+	p.await(`level=ERROR msg="the configuration was not reloaded" err="[^\n]*runnel.yaml:5: limits.client_publish_rate`)
+	write(base + "limits:\n  client_publish_rate: 5\n")
+	p.signal(syscall.SIGHUP)
+	p.await(`level=INFO msg="roles, limits and the log level were reloaded"`)
+	write(base + "send_timeout: 7s\n")
+	p.signal(syscall.SIGHUP)
+	p.await(`level=WARN [^\n]* changed=\[SendTimeout\]`)
+	p.signal(os.Interrupt)
+	p.end(0)
 }

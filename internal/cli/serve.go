@@ -23,7 +23,7 @@ func (a *app) serve() *cobra.Command {
 		Use:   "serve",
 		Short: "Run the server",
 		Long: "Run the server until it is interrupted; then clients are told to move, and are cut after at most 30 s. A second\n" +
-			"interrupt ends it at once. Every acknowledged event is kept either way, as its namespace promises. SIGHUP reads roles and limits\n" +
+			"interrupt ends it at once. Every acknowledged event is kept either way, as its namespace promises. SIGHUP reads roles, limits and the log level\n" +
 			"again; certificates and keys are read again by themselves.",
 		Example: "  runnel serve --dev\n  runnel serve --config runnel.yaml",
 		Args:    args(0, 0, "no arguments"),
@@ -38,9 +38,11 @@ func (a *app) serve() *cobra.Command {
 			return usagef("%w (and %d more; \"runnel config check\" explains all)", problems[0], n-1)
 		}
 		cfg := conf.Server
-		cfg.Logger = conf.Logger(a.err)
+		level := new(slog.LevelVar)
+		level.Set(conf.LogLevel)
+		cfg.Logger = conf.Logger(a.err, level)
 		cfg.Version = programVersion()
-		cfg.Reread = func() (server.Config, error) { return reread(c, path) }
+		cfg.Reread = func() (server.Config, error) { return reread(c, path, level) }
 		cfg.Text = func() (string, error) {
 			var b strings.Builder
 			err := conf.Show(&b)
@@ -77,12 +79,15 @@ func (a *app) serve() *cobra.Command {
 	return c
 }
 
-// reread reads the configuration again. Its error has a line for each problem.
-func reread(c *cobra.Command, path string) (server.Config, error) {
+// reread reads the configuration again, and puts its log level in force. Its error has a line for each problem; then nothing changes.
+func reread(c *cobra.Command, path string, level *slog.LevelVar) (server.Config, error) {
 	conf, problems := config.Load(path, c.Flags(), os.Environ())
 	var all []error
 	for _, p := range problems {
 		all = append(all, p)
+	}
+	if all == nil {
+		level.Set(conf.LogLevel)
 	}
 	return conf.Server, errors.Join(all...)
 }
@@ -100,9 +105,9 @@ func reload(s *server.Server, read func() (server.Config, error), logger *slog.L
 			logger.Error("the configuration was not reloaded", "err", strings.TrimSpace(problem))
 		}
 	case len(restart) > 0:
-		logger.Warn("roles and limits were reloaded; what else has changed needs a restart", "changed", restart)
+		logger.Warn("roles, limits and the log level were reloaded; what else has changed needs a restart", "changed", restart)
 	default:
-		logger.Info("roles and limits were reloaded")
+		logger.Info("roles, limits and the log level were reloaded")
 	}
 }
 

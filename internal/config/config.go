@@ -37,9 +37,9 @@ type Config struct {
 	sources map[string]string // by key: where the value comes from, if it is not the default
 }
 
-// Logger returns a logger that writes to w as configured.
-func (c *Config) Logger(w io.Writer) *slog.Logger {
-	o := &slog.HandlerOptions{Level: c.LogLevel}
+// Logger returns a logger that writes to w in the form that is configured. Its level is given, since it may change.
+func (c *Config) Logger(w io.Writer, level slog.Leveler) *slog.Logger {
+	o := &slog.HandlerOptions{Level: level}
 	if c.LogFormat == "json" {
 		return slog.New(slog.NewJSONHandler(w, o))
 	}

@@ -351,7 +351,8 @@ func TestLogger(t *testing.T) {
 	} {
 		t.Chdir(t.TempDir())
 		var b bytes.Buffer
-		log := good(t, "", c.args).Logger(&b)
+		conf := good(t, "", c.args)
+		log := conf.Logger(&b, conf.LogLevel)
 		log.Debug("one")
 		log.Warn("two")
 		if got := b.String(); !strings.Contains(got, c.want) || c.want == "" && got != "" || strings.Contains(got, "one") {

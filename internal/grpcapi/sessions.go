@@ -72,6 +72,15 @@ func (s *Service) Session(id string) (*runnelv1.SessionInfo, []*runnelv1.Subscri
 	return nil, nil, false
 }
 
+// Lag is how far all subscriptions are behind, together and at most.
+func (s *Service) Lag() (sum, most uint64) {
+	for _, st := range s.streams() {
+		n, m := st.one.Lag()
+		sum, most = sum+n, max(most, m)
+	}
+	return sum, most
+}
+
 // Disconnect ends sessions that f picks, and returns how many.
 func (s *Service) Disconnect(f func(id, client, subject string) bool) int {
 	n := 0

@@ -73,6 +73,17 @@ func (s *Session) Info() Info {
 	return i
 }
 
+// Lag is how far the session's subscriptions are behind, together and at most.
+func (s *Session) Lag() (sum, most uint64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, sub := range s.subs {
+		n := sub.lagLocked()
+		sum, most = sum+n, max(most, n)
+	}
+	return sum, most
+}
+
 // Subscriptions describes the session's subscriptions, by id.
 func (s *Session) Subscriptions() []SubscriptionInfo {
 	s.mu.Lock()
