@@ -2,6 +2,7 @@ package server
 
 import (
 	"cmp"
+	"context"
 	"errors"
 	"sync"
 	"time"
@@ -76,6 +77,16 @@ func (o *operator) Namespaces() (list []*runnelv1.NamespaceInfo) {
 		list = append(list, i)
 	}
 	return list
+}
+
+// Trim implements admin.Operator.
+func (o *operator) Trim(ctx context.Context, namespace string, upTo uint64) (uint64, error) {
+	log, err := o.s.engine.Log(namespace)
+	if err != nil {
+		return 0, grpcapi.Status(err)
+	}
+	oldest, err := log.Trim(ctx, upTo)
+	return oldest, grpcapi.Status(err)
 }
 
 // Drain implements admin.Operator.

@@ -117,6 +117,23 @@ func TestOperator(t *testing.T) {
 	if a, q := spaces.GetNamespaces()[0], spaces.GetNamespaces()[1]; a.GetNewestOffset() != 60 || a.GetBytes() < 60*20 || a.GetBytes() > 60*500 || a.GetOldestOffset() != 1 || !a.GetHistory() || q.GetHistory() || q.GetOldestOffset() != 0 {
 		t.Errorf("%v", spaces)
 	}
+	if r, err := c.admin.TrimNamespace(t.Context(), &runnelv1.TrimNamespaceRequest{Namespace: "a", UpToOffset: 55}); err != nil || r.GetOldestOffset() != 56 {
+		t.Errorf("%v, %v", r, err)
+	}
+	left := 0
+	for _, err := range reader.History(t.Context(), "a.b") {
+		if left++; err != nil {
+			t.Error(err)
+		}
+	}
+	if left != 5 {
+		t.Errorf("%d events are left", left)
+	}
+	for namespace, want := range map[string]string{"quiet": "NO_HISTORY", "nowhere": "UNKNOWN_NAMESPACE", "a.b": "UNKNOWN_NAMESPACE"} {
+		if _, err := c.admin.TrimNamespace(t.Context(), &runnelv1.TrimNamespaceRequest{Namespace: namespace, UpToOffset: 1}); reason(err) != want {
+			t.Errorf("%s: %v", namespace, err)
+		}
+	}
 	if r, err := c.admin.Reload(t.Context(), &runnelv1.ReloadRequest{}); err != nil || len(r.GetRestart()) != 1 || r.GetRestart()[0] != "DrainTimeout" {
 		t.Errorf("%v, %v", r, err)
 	}

@@ -85,6 +85,20 @@ func (s *Service) ListNamespaces(ctx context.Context, _ *runnelv1.ListNamespaces
 	return &runnelv1.ListNamespacesResponse{Namespaces: s.cfg.Server.Namespaces()}, nil
 }
 
+// TrimNamespace implements runnelv1.AdminServiceServer.
+func (s *Service) TrimNamespace(ctx context.Context, r *runnelv1.TrimNamespaceRequest) (*runnelv1.TrimNamespaceResponse, error) {
+	by, err := s.cfg.Administrator(ctx)
+	if err != nil {
+		return nil, err
+	}
+	oldest, err := s.cfg.Server.Trim(ctx, r.GetNamespace(), r.GetUpToOffset())
+	if err != nil {
+		return nil, err
+	}
+	s.cfg.Audit.Note(audit.Operated, slog.String("client", by), slog.String("act", "trim"), slog.String("namespace", r.GetNamespace()), slog.Uint64("up_to", r.GetUpToOffset()))
+	return &runnelv1.TrimNamespaceResponse{OldestOffset: oldest}, nil
+}
+
 // Drain implements runnelv1.AdminServiceServer.
 func (s *Service) Drain(ctx context.Context, _ *runnelv1.DrainRequest) (*runnelv1.DrainResponse, error) {
 	by, err := s.cfg.Administrator(ctx)

@@ -35,6 +35,8 @@ type Operator interface {
 	Session(id string) (*runnelv1.SessionInfo, []*runnelv1.SubscriptionInfo, bool)
 	Disconnect(pick func(id, client, subject string) bool) int
 	Namespaces() []*runnelv1.NamespaceInfo
+	// Trim removes a namespace's events up to an offset. Its error is a status.
+	Trim(ctx context.Context, namespace string, upTo uint64) (oldest uint64, err error)
 	Drain()
 	// Reload reads the configuration again; its error has a line for each problem.
 	Reload() (restart []string, err error)

@@ -285,6 +285,28 @@ func (a *app) adminNamespaces() *cobra.Command {
 	return c
 }
 
+func (a *app) adminTrim() *cobra.Command {
+	var upTo uint64
+	c := &cobra.Command{
+		Use: "trim NAMESPACE", Short: "Remove a namespace's events up to an offset, for good", Args: args(1, 1, "one namespace"),
+		RunE: func(c *cobra.Command, args []string) error {
+			if upTo == 0 {
+				return usagef("say up to which offset with --to, inclusive")
+			}
+			r, err := operate(c.Context(), a, func(ctx context.Context, s runnelv1.AdminServiceClient) (*runnelv1.TrimNamespaceResponse, error) {
+				return s.TrimNamespace(ctx, &runnelv1.TrimNamespaceRequest{Namespace: args[0], UpToOffset: upTo})
+			})
+			if err != nil {
+				return err
+			}
+			_, err = fmt.Fprintf(a.out, "the oldest offset is now %d\n", r.GetOldestOffset())
+			return err
+		},
+	}
+	c.Flags().Uint64Var(&upTo, "to", 0, "the last offset to remove")
+	return c
+}
+
 func (a *app) adminDrain() *cobra.Command {
 	return &cobra.Command{
 		Use: "drain", Short: "Tell all clients to move, and stop the server", Args: args(0, 0, "no arguments"),

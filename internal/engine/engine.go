@@ -185,6 +185,9 @@ type Log interface {
 	Topic(ctx context.Context, n topic.Name) (s TopicState, ok bool, err error)
 	// Topics lists topics that match p, in byte order, after the name after, at most limit; more says whether others follow.
 	Topics(ctx context.Context, p topic.Pattern, after string, limit int) (list []TopicState, more bool, err error)
+	// Trim removes events up to an offset, as retention does, and returns the oldest offset retained then; Head+1 if that is none. What is above
+	// Head stays to come. It is done when that outlives what the namespace's events outlive. ErrNoHistory where nothing is kept.
+	Trim(ctx context.Context, upTo uint64) (oldest uint64, err error)
 	// Tail follows the log: everything above after. A log without history is followed from now on, whatever after is.
 	Tail(after uint64) (Tail, error)
 }

@@ -109,6 +109,14 @@ func statusOf(err error) *status.Status {
 	return with(status.New(codes.Internal, "internal error"), &errdetails.ErrorInfo{Reason: "INTERNAL", Domain: domain})
 }
 
+// Status is the status that clients get for an error; nil for nil.
+func Status(err error) error {
+	if err == nil {
+		return nil
+	}
+	return statusOf(err).Err()
+}
+
 // reasonOf is the table's word for an error.
 func reasonOf(err error) string {
 	for _, r := range table {

@@ -23,6 +23,7 @@ type log struct {
 	cfg     engine.Config
 	st      *store // nil: nothing is kept
 	queue   chan *request
+	trims   chan *trimming
 	stopped chan struct{} // closed when the committer has ended
 
 	// Owned by the committer, which has acquired st; by load while nobody has.
@@ -48,7 +49,7 @@ var _ engine.Log = (*log)(nil)
 func newLog(e *Engine, name string, cfg engine.Config) *log {
 	return &log{
 		e: e, name: name, cfg: cfg,
-		queue: make(chan *request, 256), stopped: make(chan struct{}),
+		queue: make(chan *request, 256), trims: make(chan *trimming), stopped: make(chan struct{}),
 		next: 1, oldest: 1, ids: newDedup(cfg), tails: map[*tail]struct{}{},
 		moved: make(chan struct{}), taken: make(chan struct{}, 1),
 	}
@@ -189,6 +190,10 @@ func (l *log) run() {
 			tick.Reset(jitter(l.tickEvery()))
 		case r := <-l.queue:
 			l.commit(l.gather(r))
+			l.tidy()
+		case t := <-l.trims:
+			t.err = l.trimTo(t.upTo)
+			close(t.done)
 			l.tidy()
 		}
 	}

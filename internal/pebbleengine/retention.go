@@ -199,6 +199,11 @@ func (l *log) age() error {
 	if err := t.advance(l.cfg, marks{l: l, db: db, head: l.next - 1, total: l.total}, l.e.o.Now()); err != nil {
 		return err
 	}
+	return l.moveTrim(db, t)
+}
+
+// moveTrim stores a trim point and puts it in force.
+func (l *log) moveTrim(db *pebble.DB, t trim) error {
 	if t.oldest == l.trim.oldest {
 		l.trim = t
 		return nil

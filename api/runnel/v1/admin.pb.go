@@ -1648,6 +1648,107 @@ func (x *NamespaceInfo) GetEventsPerS() float64 {
 	return 0
 }
 
+// TrimNamespaceRequest removes events.
+type TrimNamespaceRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Its name.
+	Namespace string `protobuf:"bytes,1,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	// Inclusive; above the newest offset: all there are.
+	UpToOffset    uint64 `protobuf:"varint,2,opt,name=up_to_offset,json=upToOffset,proto3" json:"up_to_offset,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TrimNamespaceRequest) Reset() {
+	*x = TrimNamespaceRequest{}
+	mi := &file_runnel_v1_admin_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TrimNamespaceRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TrimNamespaceRequest) ProtoMessage() {}
+
+func (x *TrimNamespaceRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_runnel_v1_admin_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TrimNamespaceRequest.ProtoReflect.Descriptor instead.
+func (*TrimNamespaceRequest) Descriptor() ([]byte, []int) {
+	return file_runnel_v1_admin_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *TrimNamespaceRequest) GetNamespace() string {
+	if x != nil {
+		return x.Namespace
+	}
+	return ""
+}
+
+func (x *TrimNamespaceRequest) GetUpToOffset() uint64 {
+	if x != nil {
+		return x.UpToOffset
+	}
+	return 0
+}
+
+// TrimNamespaceResponse says what is left.
+type TrimNamespaceResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The oldest that is retained; one above the newest if none is.
+	OldestOffset  uint64 `protobuf:"varint,1,opt,name=oldest_offset,json=oldestOffset,proto3" json:"oldest_offset,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TrimNamespaceResponse) Reset() {
+	*x = TrimNamespaceResponse{}
+	mi := &file_runnel_v1_admin_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TrimNamespaceResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TrimNamespaceResponse) ProtoMessage() {}
+
+func (x *TrimNamespaceResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_runnel_v1_admin_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TrimNamespaceResponse.ProtoReflect.Descriptor instead.
+func (*TrimNamespaceResponse) Descriptor() ([]byte, []int) {
+	return file_runnel_v1_admin_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *TrimNamespaceResponse) GetOldestOffset() uint64 {
+	if x != nil {
+		return x.OldestOffset
+	}
+	return 0
+}
+
 // DrainRequest stops the server.
 type DrainRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1657,7 +1758,7 @@ type DrainRequest struct {
 
 func (x *DrainRequest) Reset() {
 	*x = DrainRequest{}
-	mi := &file_runnel_v1_admin_proto_msgTypes[20]
+	mi := &file_runnel_v1_admin_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1669,7 +1770,7 @@ func (x *DrainRequest) String() string {
 func (*DrainRequest) ProtoMessage() {}
 
 func (x *DrainRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_runnel_v1_admin_proto_msgTypes[20]
+	mi := &file_runnel_v1_admin_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1682,7 +1783,7 @@ func (x *DrainRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainRequest.ProtoReflect.Descriptor instead.
 func (*DrainRequest) Descriptor() ([]byte, []int) {
-	return file_runnel_v1_admin_proto_rawDescGZIP(), []int{20}
+	return file_runnel_v1_admin_proto_rawDescGZIP(), []int{22}
 }
 
 // DrainResponse is empty.
@@ -1694,7 +1795,7 @@ type DrainResponse struct {
 
 func (x *DrainResponse) Reset() {
 	*x = DrainResponse{}
-	mi := &file_runnel_v1_admin_proto_msgTypes[21]
+	mi := &file_runnel_v1_admin_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1706,7 +1807,7 @@ func (x *DrainResponse) String() string {
 func (*DrainResponse) ProtoMessage() {}
 
 func (x *DrainResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_runnel_v1_admin_proto_msgTypes[21]
+	mi := &file_runnel_v1_admin_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1719,7 +1820,7 @@ func (x *DrainResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainResponse.ProtoReflect.Descriptor instead.
 func (*DrainResponse) Descriptor() ([]byte, []int) {
-	return file_runnel_v1_admin_proto_rawDescGZIP(), []int{21}
+	return file_runnel_v1_admin_proto_rawDescGZIP(), []int{23}
 }
 
 // ReloadRequest reads the configuration again.
@@ -1731,7 +1832,7 @@ type ReloadRequest struct {
 
 func (x *ReloadRequest) Reset() {
 	*x = ReloadRequest{}
-	mi := &file_runnel_v1_admin_proto_msgTypes[22]
+	mi := &file_runnel_v1_admin_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1743,7 +1844,7 @@ func (x *ReloadRequest) String() string {
 func (*ReloadRequest) ProtoMessage() {}
 
 func (x *ReloadRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_runnel_v1_admin_proto_msgTypes[22]
+	mi := &file_runnel_v1_admin_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1756,7 +1857,7 @@ func (x *ReloadRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReloadRequest.ProtoReflect.Descriptor instead.
 func (*ReloadRequest) Descriptor() ([]byte, []int) {
-	return file_runnel_v1_admin_proto_rawDescGZIP(), []int{22}
+	return file_runnel_v1_admin_proto_rawDescGZIP(), []int{24}
 }
 
 // ReloadResponse says what else has changed.
@@ -1770,7 +1871,7 @@ type ReloadResponse struct {
 
 func (x *ReloadResponse) Reset() {
 	*x = ReloadResponse{}
-	mi := &file_runnel_v1_admin_proto_msgTypes[23]
+	mi := &file_runnel_v1_admin_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1782,7 +1883,7 @@ func (x *ReloadResponse) String() string {
 func (*ReloadResponse) ProtoMessage() {}
 
 func (x *ReloadResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_runnel_v1_admin_proto_msgTypes[23]
+	mi := &file_runnel_v1_admin_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1795,7 +1896,7 @@ func (x *ReloadResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReloadResponse.ProtoReflect.Descriptor instead.
 func (*ReloadResponse) Descriptor() ([]byte, []int) {
-	return file_runnel_v1_admin_proto_rawDescGZIP(), []int{23}
+	return file_runnel_v1_admin_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *ReloadResponse) GetRestart() []string {
@@ -1814,7 +1915,7 @@ type GetConfigurationRequest struct {
 
 func (x *GetConfigurationRequest) Reset() {
 	*x = GetConfigurationRequest{}
-	mi := &file_runnel_v1_admin_proto_msgTypes[24]
+	mi := &file_runnel_v1_admin_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1826,7 +1927,7 @@ func (x *GetConfigurationRequest) String() string {
 func (*GetConfigurationRequest) ProtoMessage() {}
 
 func (x *GetConfigurationRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_runnel_v1_admin_proto_msgTypes[24]
+	mi := &file_runnel_v1_admin_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1839,7 +1940,7 @@ func (x *GetConfigurationRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetConfigurationRequest.ProtoReflect.Descriptor instead.
 func (*GetConfigurationRequest) Descriptor() ([]byte, []int) {
-	return file_runnel_v1_admin_proto_rawDescGZIP(), []int{24}
+	return file_runnel_v1_admin_proto_rawDescGZIP(), []int{26}
 }
 
 // GetConfigurationResponse is the configuration.
@@ -1853,7 +1954,7 @@ type GetConfigurationResponse struct {
 
 func (x *GetConfigurationResponse) Reset() {
 	*x = GetConfigurationResponse{}
-	mi := &file_runnel_v1_admin_proto_msgTypes[25]
+	mi := &file_runnel_v1_admin_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1865,7 +1966,7 @@ func (x *GetConfigurationResponse) String() string {
 func (*GetConfigurationResponse) ProtoMessage() {}
 
 func (x *GetConfigurationResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_runnel_v1_admin_proto_msgTypes[25]
+	mi := &file_runnel_v1_admin_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1878,7 +1979,7 @@ func (x *GetConfigurationResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetConfigurationResponse.ProtoReflect.Descriptor instead.
 func (*GetConfigurationResponse) Descriptor() ([]byte, []int) {
-	return file_runnel_v1_admin_proto_rawDescGZIP(), []int{25}
+	return file_runnel_v1_admin_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *GetConfigurationResponse) GetText() string {
@@ -2018,7 +2119,13 @@ const file_runnel_v1_admin_proto_rawDesc = "" +
 	"\rnewest_offset\x18\x06 \x01(\x04R\fnewestOffset\x12\x14\n" +
 	"\x05bytes\x18\a \x01(\x04R\x05bytes\x12 \n" +
 	"\fevents_per_s\x18\b \x01(\x01R\n" +
-	"eventsPerS\"\x0e\n" +
+	"eventsPerS\"V\n" +
+	"\x14TrimNamespaceRequest\x12\x1c\n" +
+	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12 \n" +
+	"\fup_to_offset\x18\x02 \x01(\x04R\n" +
+	"upToOffset\"<\n" +
+	"\x15TrimNamespaceResponse\x12#\n" +
+	"\roldest_offset\x18\x01 \x01(\x04R\foldestOffset\"\x0e\n" +
 	"\fDrainRequest\"\x0f\n" +
 	"\rDrainResponse\"\x0f\n" +
 	"\rReloadRequest\"*\n" +
@@ -2037,7 +2144,7 @@ const file_runnel_v1_admin_proto_rawDesc = "" +
 	"\x11SESSION_ORDER_LAG\x10\x01\x12\x16\n" +
 	"\x12SESSION_ORDER_RATE\x10\x02\x12\x17\n" +
 	"\x13SESSION_ORDER_DELAY\x10\x03\x12\x15\n" +
-	"\x11SESSION_ORDER_AGE\x10\x042\xd3\x06\n" +
+	"\x11SESSION_ORDER_AGE\x10\x042\xa7\a\n" +
 	"\fAdminService\x12=\n" +
 	"\x06Revoke\x12\x18.runnel.v1.RevokeRequest\x1a\x19.runnel.v1.RevokeResponse\x12@\n" +
 	"\aRestore\x12\x19.runnel.v1.RestoreRequest\x1a\x1a.runnel.v1.RestoreResponse\x12X\n" +
@@ -2048,7 +2155,8 @@ const file_runnel_v1_admin_proto_rawDesc = "" +
 	"GetSession\x12\x1c.runnel.v1.GetSessionRequest\x1a\x1d.runnel.v1.GetSessionResponse\x12I\n" +
 	"\n" +
 	"Disconnect\x12\x1c.runnel.v1.DisconnectRequest\x1a\x1d.runnel.v1.DisconnectResponse\x12U\n" +
-	"\x0eListNamespaces\x12 .runnel.v1.ListNamespacesRequest\x1a!.runnel.v1.ListNamespacesResponse\x12:\n" +
+	"\x0eListNamespaces\x12 .runnel.v1.ListNamespacesRequest\x1a!.runnel.v1.ListNamespacesResponse\x12R\n" +
+	"\rTrimNamespace\x12\x1f.runnel.v1.TrimNamespaceRequest\x1a .runnel.v1.TrimNamespaceResponse\x12:\n" +
 	"\x05Drain\x12\x17.runnel.v1.DrainRequest\x1a\x18.runnel.v1.DrainResponse\x12=\n" +
 	"\x06Reload\x12\x18.runnel.v1.ReloadRequest\x1a\x19.runnel.v1.ReloadResponse\x12[\n" +
 	"\x10GetConfiguration\x12\".runnel.v1.GetConfigurationRequest\x1a#.runnel.v1.GetConfigurationResponseB\x93\x01\n" +
@@ -2069,7 +2177,7 @@ func file_runnel_v1_admin_proto_rawDescGZIP() []byte {
 }
 
 var file_runnel_v1_admin_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_runnel_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 26)
+var file_runnel_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 28)
 var file_runnel_v1_admin_proto_goTypes = []any{
 	(RevokedKind)(0),                 // 0: runnel.v1.RevokedKind
 	(SessionOrder)(0),                // 1: runnel.v1.SessionOrder
@@ -2093,15 +2201,17 @@ var file_runnel_v1_admin_proto_goTypes = []any{
 	(*ListNamespacesRequest)(nil),    // 19: runnel.v1.ListNamespacesRequest
 	(*ListNamespacesResponse)(nil),   // 20: runnel.v1.ListNamespacesResponse
 	(*NamespaceInfo)(nil),            // 21: runnel.v1.NamespaceInfo
-	(*DrainRequest)(nil),             // 22: runnel.v1.DrainRequest
-	(*DrainResponse)(nil),            // 23: runnel.v1.DrainResponse
-	(*ReloadRequest)(nil),            // 24: runnel.v1.ReloadRequest
-	(*ReloadResponse)(nil),           // 25: runnel.v1.ReloadResponse
-	(*GetConfigurationRequest)(nil),  // 26: runnel.v1.GetConfigurationRequest
-	(*GetConfigurationResponse)(nil), // 27: runnel.v1.GetConfigurationResponse
-	(OverflowPolicy)(0),              // 28: runnel.v1.OverflowPolicy
-	(*Position)(nil),                 // 29: runnel.v1.Position
-	(Durability)(0),                  // 30: runnel.v1.Durability
+	(*TrimNamespaceRequest)(nil),     // 22: runnel.v1.TrimNamespaceRequest
+	(*TrimNamespaceResponse)(nil),    // 23: runnel.v1.TrimNamespaceResponse
+	(*DrainRequest)(nil),             // 24: runnel.v1.DrainRequest
+	(*DrainResponse)(nil),            // 25: runnel.v1.DrainResponse
+	(*ReloadRequest)(nil),            // 26: runnel.v1.ReloadRequest
+	(*ReloadResponse)(nil),           // 27: runnel.v1.ReloadResponse
+	(*GetConfigurationRequest)(nil),  // 28: runnel.v1.GetConfigurationRequest
+	(*GetConfigurationResponse)(nil), // 29: runnel.v1.GetConfigurationResponse
+	(OverflowPolicy)(0),              // 30: runnel.v1.OverflowPolicy
+	(*Position)(nil),                 // 31: runnel.v1.Position
+	(Durability)(0),                  // 32: runnel.v1.Durability
 }
 var file_runnel_v1_admin_proto_depIdxs = []int32{
 	0,  // 0: runnel.v1.Revocation.kind:type_name -> runnel.v1.RevokedKind
@@ -2113,10 +2223,10 @@ var file_runnel_v1_admin_proto_depIdxs = []int32{
 	13, // 6: runnel.v1.ListSessionsResponse.sessions:type_name -> runnel.v1.SessionInfo
 	13, // 7: runnel.v1.GetSessionResponse.session:type_name -> runnel.v1.SessionInfo
 	16, // 8: runnel.v1.GetSessionResponse.subscriptions:type_name -> runnel.v1.SubscriptionInfo
-	28, // 9: runnel.v1.SubscriptionInfo.overflow:type_name -> runnel.v1.OverflowPolicy
-	29, // 10: runnel.v1.SubscriptionInfo.position:type_name -> runnel.v1.Position
+	30, // 9: runnel.v1.SubscriptionInfo.overflow:type_name -> runnel.v1.OverflowPolicy
+	31, // 10: runnel.v1.SubscriptionInfo.position:type_name -> runnel.v1.Position
 	21, // 11: runnel.v1.ListNamespacesResponse.namespaces:type_name -> runnel.v1.NamespaceInfo
-	30, // 12: runnel.v1.NamespaceInfo.durability:type_name -> runnel.v1.Durability
+	32, // 12: runnel.v1.NamespaceInfo.durability:type_name -> runnel.v1.Durability
 	3,  // 13: runnel.v1.AdminService.Revoke:input_type -> runnel.v1.RevokeRequest
 	5,  // 14: runnel.v1.AdminService.Restore:input_type -> runnel.v1.RestoreRequest
 	7,  // 15: runnel.v1.AdminService.ListRevocations:input_type -> runnel.v1.ListRevocationsRequest
@@ -2125,22 +2235,24 @@ var file_runnel_v1_admin_proto_depIdxs = []int32{
 	14, // 18: runnel.v1.AdminService.GetSession:input_type -> runnel.v1.GetSessionRequest
 	17, // 19: runnel.v1.AdminService.Disconnect:input_type -> runnel.v1.DisconnectRequest
 	19, // 20: runnel.v1.AdminService.ListNamespaces:input_type -> runnel.v1.ListNamespacesRequest
-	22, // 21: runnel.v1.AdminService.Drain:input_type -> runnel.v1.DrainRequest
-	24, // 22: runnel.v1.AdminService.Reload:input_type -> runnel.v1.ReloadRequest
-	26, // 23: runnel.v1.AdminService.GetConfiguration:input_type -> runnel.v1.GetConfigurationRequest
-	4,  // 24: runnel.v1.AdminService.Revoke:output_type -> runnel.v1.RevokeResponse
-	6,  // 25: runnel.v1.AdminService.Restore:output_type -> runnel.v1.RestoreResponse
-	8,  // 26: runnel.v1.AdminService.ListRevocations:output_type -> runnel.v1.ListRevocationsResponse
-	10, // 27: runnel.v1.AdminService.GetServerInfo:output_type -> runnel.v1.GetServerInfoResponse
-	12, // 28: runnel.v1.AdminService.ListSessions:output_type -> runnel.v1.ListSessionsResponse
-	15, // 29: runnel.v1.AdminService.GetSession:output_type -> runnel.v1.GetSessionResponse
-	18, // 30: runnel.v1.AdminService.Disconnect:output_type -> runnel.v1.DisconnectResponse
-	20, // 31: runnel.v1.AdminService.ListNamespaces:output_type -> runnel.v1.ListNamespacesResponse
-	23, // 32: runnel.v1.AdminService.Drain:output_type -> runnel.v1.DrainResponse
-	25, // 33: runnel.v1.AdminService.Reload:output_type -> runnel.v1.ReloadResponse
-	27, // 34: runnel.v1.AdminService.GetConfiguration:output_type -> runnel.v1.GetConfigurationResponse
-	24, // [24:35] is the sub-list for method output_type
-	13, // [13:24] is the sub-list for method input_type
+	22, // 21: runnel.v1.AdminService.TrimNamespace:input_type -> runnel.v1.TrimNamespaceRequest
+	24, // 22: runnel.v1.AdminService.Drain:input_type -> runnel.v1.DrainRequest
+	26, // 23: runnel.v1.AdminService.Reload:input_type -> runnel.v1.ReloadRequest
+	28, // 24: runnel.v1.AdminService.GetConfiguration:input_type -> runnel.v1.GetConfigurationRequest
+	4,  // 25: runnel.v1.AdminService.Revoke:output_type -> runnel.v1.RevokeResponse
+	6,  // 26: runnel.v1.AdminService.Restore:output_type -> runnel.v1.RestoreResponse
+	8,  // 27: runnel.v1.AdminService.ListRevocations:output_type -> runnel.v1.ListRevocationsResponse
+	10, // 28: runnel.v1.AdminService.GetServerInfo:output_type -> runnel.v1.GetServerInfoResponse
+	12, // 29: runnel.v1.AdminService.ListSessions:output_type -> runnel.v1.ListSessionsResponse
+	15, // 30: runnel.v1.AdminService.GetSession:output_type -> runnel.v1.GetSessionResponse
+	18, // 31: runnel.v1.AdminService.Disconnect:output_type -> runnel.v1.DisconnectResponse
+	20, // 32: runnel.v1.AdminService.ListNamespaces:output_type -> runnel.v1.ListNamespacesResponse
+	23, // 33: runnel.v1.AdminService.TrimNamespace:output_type -> runnel.v1.TrimNamespaceResponse
+	25, // 34: runnel.v1.AdminService.Drain:output_type -> runnel.v1.DrainResponse
+	27, // 35: runnel.v1.AdminService.Reload:output_type -> runnel.v1.ReloadResponse
+	29, // 36: runnel.v1.AdminService.GetConfiguration:output_type -> runnel.v1.GetConfigurationResponse
+	25, // [25:37] is the sub-list for method output_type
+	13, // [13:25] is the sub-list for method input_type
 	13, // [13:13] is the sub-list for extension type_name
 	13, // [13:13] is the sub-list for extension extendee
 	0,  // [0:13] is the sub-list for field type_name
@@ -2158,7 +2270,7 @@ func file_runnel_v1_admin_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_runnel_v1_admin_proto_rawDesc), len(file_runnel_v1_admin_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   26,
+			NumMessages:   28,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -30,6 +30,7 @@ const (
 	AdminService_GetSession_FullMethodName       = "/runnel.v1.AdminService/GetSession"
 	AdminService_Disconnect_FullMethodName       = "/runnel.v1.AdminService/Disconnect"
 	AdminService_ListNamespaces_FullMethodName   = "/runnel.v1.AdminService/ListNamespaces"
+	AdminService_TrimNamespace_FullMethodName    = "/runnel.v1.AdminService/TrimNamespace"
 	AdminService_Drain_FullMethodName            = "/runnel.v1.AdminService/Drain"
 	AdminService_Reload_FullMethodName           = "/runnel.v1.AdminService/Reload"
 	AdminService_GetConfiguration_FullMethodName = "/runnel.v1.AdminService/GetConfiguration"
@@ -60,6 +61,9 @@ type AdminServiceClient interface {
 	Disconnect(ctx context.Context, in *DisconnectRequest, opts ...grpc.CallOption) (*DisconnectResponse, error)
 	// ListNamespaces lists namespaces whose logs are open, by name.
 	ListNamespaces(ctx context.Context, in *ListNamespacesRequest, opts ...grpc.CallOption) (*ListNamespacesResponse, error)
+	// TrimNamespace removes a namespace's events up to an offset, for good; whoever reads there is told by a GAP or POSITION_GONE.
+	// NOT_FOUND UNKNOWN_NAMESPACE; INVALID_ARGUMENT NO_HISTORY.
+	TrimNamespace(ctx context.Context, in *TrimNamespaceRequest, opts ...grpc.CallOption) (*TrimNamespaceResponse, error)
 	// Drain tells all sessions to move, ends them, and stops the server, as SIGTERM does. It answers at once.
 	Drain(ctx context.Context, in *DrainRequest, opts ...grpc.CallOption) (*DrainResponse, error)
 	// Reload reads roles and limits again, as SIGHUP does. FAILED_PRECONDITION NOT_RELOADED, with every reason, if the configuration is wrong;
@@ -157,6 +161,16 @@ func (c *adminServiceClient) ListNamespaces(ctx context.Context, in *ListNamespa
 	return out, nil
 }
 
+func (c *adminServiceClient) TrimNamespace(ctx context.Context, in *TrimNamespaceRequest, opts ...grpc.CallOption) (*TrimNamespaceResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(TrimNamespaceResponse)
+	err := c.cc.Invoke(ctx, AdminService_TrimNamespace_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *adminServiceClient) Drain(ctx context.Context, in *DrainRequest, opts ...grpc.CallOption) (*DrainResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(DrainResponse)
@@ -212,6 +226,9 @@ type AdminServiceServer interface {
 	Disconnect(context.Context, *DisconnectRequest) (*DisconnectResponse, error)
 	// ListNamespaces lists namespaces whose logs are open, by name.
 	ListNamespaces(context.Context, *ListNamespacesRequest) (*ListNamespacesResponse, error)
+	// TrimNamespace removes a namespace's events up to an offset, for good; whoever reads there is told by a GAP or POSITION_GONE.
+	// NOT_FOUND UNKNOWN_NAMESPACE; INVALID_ARGUMENT NO_HISTORY.
+	TrimNamespace(context.Context, *TrimNamespaceRequest) (*TrimNamespaceResponse, error)
 	// Drain tells all sessions to move, ends them, and stops the server, as SIGTERM does. It answers at once.
 	Drain(context.Context, *DrainRequest) (*DrainResponse, error)
 	// Reload reads roles and limits again, as SIGHUP does. FAILED_PRECONDITION NOT_RELOADED, with every reason, if the configuration is wrong;
@@ -252,6 +269,9 @@ func (UnimplementedAdminServiceServer) Disconnect(context.Context, *DisconnectRe
 }
 func (UnimplementedAdminServiceServer) ListNamespaces(context.Context, *ListNamespacesRequest) (*ListNamespacesResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ListNamespaces not implemented")
+}
+func (UnimplementedAdminServiceServer) TrimNamespace(context.Context, *TrimNamespaceRequest) (*TrimNamespaceResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method TrimNamespace not implemented")
 }
 func (UnimplementedAdminServiceServer) Drain(context.Context, *DrainRequest) (*DrainResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Drain not implemented")
@@ -427,6 +447,24 @@ func _AdminService_ListNamespaces_Handler(srv interface{}, ctx context.Context, 
 	return interceptor(ctx, in, info, handler)
 }
 
+func _AdminService_TrimNamespace_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(TrimNamespaceRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServiceServer).TrimNamespace(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: AdminService_TrimNamespace_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServiceServer).TrimNamespace(ctx, req.(*TrimNamespaceRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _AdminService_Drain_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(DrainRequest)
 	if err := dec(in); err != nil {
@@ -519,6 +557,10 @@ var AdminService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "ListNamespaces",
 			Handler:    _AdminService_ListNamespaces_Handler,
+		},
+		{
+			MethodName: "TrimNamespace",
+			Handler:    _AdminService_TrimNamespace_Handler,
 		},
 		{
 			MethodName: "Drain",

@@ -55,6 +55,7 @@ var planted = []struct {
 	{"retention by events ignored", engine.HistoryDisk, "retention by events"},
 	{"retention by bytes ignored", engine.HistoryDisk, "retention by bytes"},
 	{"retention by age ignored", engine.HistoryDisk, "retention by age"},
+	{"trimming by hand goes back", engine.HistoryDisk, "trimming by hand"},
 	{"a full page claims the rest", engine.HistoryDisk, "reading by position and pattern"},
 	{"pages without bound", engine.HistoryDisk, "reading by position and pattern"},
 	{"scans without bound", engine.HistoryDisk, "a scan is bounded"},

@@ -297,6 +297,19 @@ func (l *modelLog) trimLocked() {
 	}
 }
 
+func (l *modelLog) Trim(_ context.Context, upTo uint64) (uint64, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !l.keeps() {
+		return 0, engine.ErrNoHistory
+	}
+	if l.bug == "trimming by hand goes back" {
+		l.s.oldest = min(upTo, l.head) + 1
+	}
+	l.s.oldest = max(l.s.oldest, min(upTo, l.head)+1)
+	return l.s.oldest, nil
+}
+
 func (l *modelLog) Append(ctx context.Context, entries []engine.Entry, mode engine.AppendMode) ([]engine.Result, error) {
 	l.commit.Lock()
 	defer l.commit.Unlock()

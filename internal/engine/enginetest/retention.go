@@ -1,6 +1,7 @@
 package enginetest
 
 import (
+	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -17,6 +18,9 @@ var retentionCases = []testCase{
 	{"everything is trimmed", kept, needClock, everythingTrimmed},
 	{"retention is for each namespace", kept, 0, retentionApart},
 	{"retention holds across a restart", durable, 0, retentionRestart},
+	{"trimming by hand", kept, 0, byHand},
+	{"trimming by hand holds across a restart", durable, 0, byHandRestart},
+	{"trimming where nothing is kept", none, 0, byHandNone},
 }
 
 // retained checks that exactly the events from the oldest on can be read, and returns their number.
@@ -156,5 +160,55 @@ func retentionRestart(g *rig) {
 	g.eventually("trimming", func() bool { s := l.State(); return s.Head+1-s.Oldest <= 3 })
 	if n := g.retained(l, list); n != 3 {
 		g.Errorf("%d events, want 3", n)
+	}
+}
+
+// trimTo trims, and checks the answer.
+func (g *rig) trimTo(l engine.Log, upTo, want uint64) {
+	g.Helper()
+	oldest, err := l.Trim(g.Context(), upTo)
+	if s := l.State(); err != nil || oldest != want || s.Oldest != want {
+		g.Errorf("trimmed to %d: oldest %d, %v; the log says %d, want %d", upTo, oldest, err, s.Oldest, want)
+	}
+}
+
+func byHand(g *rig) {
+	l := g.open(engine.Config{})
+	list := g.fill(l, 100, "n.a", "n.b")
+	g.trimTo(l, 0, 1)
+	g.trimTo(l, 40, 41)
+	if n := g.retained(l, list); n != 60 {
+		g.Errorf("%d events, want 60", n)
+	}
+	g.trimTo(l, 10, 41) // what is gone stays gone, and nothing more goes
+	g.trimTo(l, 1<<40, 101)
+	if n := g.retained(l, list); n != 0 {
+		g.Errorf("%d events, want none", n)
+	}
+	more := g.fill(l, 5, "n.a")
+	if more[0].offset != 101 {
+		g.Errorf("offset %d behind 100", more[0].offset)
+	}
+	if n := g.retained(l, append(list, more...)); n != 5 {
+		g.Errorf("%d events, want 5", n)
+	}
+}
+
+func byHandRestart(g *rig) {
+	l := g.open(engine.Config{})
+	list := g.fill(l, 50, "n.a", "n.b")
+	for _, upTo := range []uint64{20, 45, 50} {
+		g.trimTo(l, upTo, upTo+1)
+		l = g.restart()
+		if n := g.retained(l, list); n != 50-int(upTo) {
+			g.Errorf("after a restart: %d events, want %d", n, 50-upTo)
+		}
+	}
+}
+
+func byHandNone(g *rig) {
+	l := g.open(engine.Config{})
+	if _, err := l.Trim(g.Context(), 1); !errors.Is(err, engine.ErrNoHistory) {
+		g.Errorf("%v, want ErrNoHistory", err)
 	}
 }
