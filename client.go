@@ -187,6 +187,15 @@ func Header(name, value string) PublishOption {
 	}
 }
 
+// Headers adds headers.
+func Headers(headers map[string]string) PublishOption {
+	return func(r *runnelv1.PublishRequest) {
+		for name, value := range headers {
+			Header(name, value)(r)
+		}
+	}
+}
+
 // Expect stores the event only if the topic's newest event is at this offset (0: it has none); else OFFSET_CONFLICT.
 func Expect(offset uint64) PublishOption {
 	return func(r *runnelv1.PublishRequest) { r.ExpectedOffset = &offset }

@@ -35,6 +35,9 @@ type Config struct {
 	// lines are appended to; auto, the default, is log where there is authentication, else off.
 	Audit string
 
+	// OTLP sends traces and metrics to an OpenTelemetry collector.
+	OTLP OTLP
+
 	Limits     Limits
 	Defaults   Namespace            // what Namespaces leave out
 	Namespaces map[string]Namespace // by name
@@ -99,6 +102,13 @@ type TLS struct {
 	MinVersion string // 1.2 (default) or 1.3
 }
 
+// OTLP says where an OpenTelemetry collector takes OTLP over gRPC.
+type OTLP struct {
+	Endpoint string        // HOST:PORT; empty: none
+	Insecure bool          // without TLS
+	Every    time.Duration // between two sendings of metrics; default 1 minute
+}
+
 // Issuer is an issuer of tokens (JWT).
 type Issuer struct {
 	Issuer        string   // iss, exactly
@@ -161,6 +171,7 @@ func (c Config) withDefaults() (Config, error) {
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
 	}
+	set(&c.OTLP.Every, time.Minute)
 	if err := c.exposed(); err != nil {
 		return c, err
 	}

@@ -7,6 +7,7 @@
 package server
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -34,6 +35,7 @@ import (
 	"github.com/runnelhq/runnel/internal/hub"
 	"github.com/runnelhq/runnel/internal/pebbleengine"
 	"github.com/runnelhq/runnel/internal/session"
+	"github.com/runnelhq/runnel/internal/telemetry"
 )
 
 const (
@@ -171,13 +173,22 @@ func (s *Server) Run(ctx context.Context) error {
 		return errors.New("server: Run was called before, or the server is closed")
 	}
 	s.meter.Delay = s.metrics.Delayed
+	tel, err := s.telemetry(ctx)
+	if err != nil {
+		s.closeListeners()
+		return errors.Join(err, s.engine.Close(), s.security.close())
+	}
 	h := hub.New(s.engine, hub.Config{Budget: s.budget})
 	replayer := session.NewReplayer()
-	b := broker.New(s.engine, h, broker.Config{
+	rules := broker.Config{
 		MaxPayload: s.cfg.Limits.MaxPayloadBytes, MaxHeaders: s.cfg.Limits.MaxHeadersBytes,
 		MaxSubscriptions: s.cfg.Limits.MaxSubscriptions, Rules: s.rules,
 		Published: s.published, Committed: s.metrics.Committed,
-	})
+	}
+	if tel != nil {
+		rules.Traced, rules.Trace = telemetry.Traced, tel.Published
+	}
+	b := broker.New(s.engine, h, rules)
 	api := grpcapi.New(b, replayer, grpcapi.Config{
 		Heartbeat: heartbeat, Silence: silence, SendTimeout: s.cfg.SendTimeout, MaxAge: s.cfg.MaxStreamAge, Endpoints: s.cfg.Endpoints, Logger: s.cfg.Logger, Budget: s.budget,
 		Meter: &s.meter,
@@ -215,14 +226,14 @@ func (s *Server) Run(ctx context.Context) error {
 	case <-failed:
 	}
 	s.drain(g, api)
-	err := serving.Wait()
+	err = serving.Wait()
 	if errors.Is(err, grpc.ErrServerStopped) { // stopped before it began
 		err = nil
 	}
 	api.Close()
 	h.Close()
 	stop()
-	return errors.Join(err, background.Wait(), s.engine.Close(), s.security.close())
+	return errors.Join(err, background.Wait(), s.engine.Close(), s.security.close(), s.flush(tel))
 }
 
 func (s *Server) grpcServer() *grpc.Server {
@@ -246,6 +257,32 @@ func (s *Server) grpcServer() *grpc.Server {
 		options = append(options, grpc.ReadBufferSize(0))
 	}
 	return grpc.NewServer(options...)
+}
+
+// telemetryTimeout bounds the sending of what is left when the server stops.
+const telemetryTimeout = 3 * time.Second
+
+// telemetry begins to send traces and metrics; nil if they are off.
+func (s *Server) telemetry(ctx context.Context) (*telemetry.Telemetry, error) {
+	if s.cfg.OTLP.Endpoint == "" {
+		return nil, nil
+	}
+	return telemetry.New(ctx, telemetry.Config{
+		Endpoint: s.cfg.OTLP.Endpoint, Insecure: s.cfg.OTLP.Insecure, Version: cmp.Or(s.cfg.Version, "devel"), Metrics: s.metrics.Gatherer(), Every: s.cfg.OTLP.Every,
+	})
+}
+
+// flush sends what is left. A collector that is not there is no fault of the server's.
+func (s *Server) flush(tel *telemetry.Telemetry) error {
+	if tel == nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), telemetryTimeout)
+	defer cancel()
+	if err := tel.Shutdown(ctx); err != nil {
+		s.cfg.Logger.Warn("the last traces and metrics could not be sent", "err", err)
+	}
+	return nil
 }
 
 // published counts events by what became of them.

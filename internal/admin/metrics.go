@@ -92,6 +92,9 @@ func (m *Metrics) Limited(limit string) { m.limited.WithLabelValues(limit).Inc()
 // Delayed notes a delivery's delay.
 func (m *Metrics) Delayed(d time.Duration) { m.delays.Observe(d.Seconds()) }
 
+// Gatherer is all metrics, for whoever sends them elsewhere.
+func (m *Metrics) Gatherer() prometheus.Gatherer { return m.registry }
+
 // Figure is a plain value at the moment of a scrape.
 type Figure struct {
 	Name, Help string

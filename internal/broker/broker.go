@@ -30,7 +30,7 @@ type Rules struct {
 	MaxLagAge time.Duration
 }
 
-// Config bounds what clients may do. All fields but Published and Committed are required.
+// Config bounds what clients may do. All fields but Published, Committed, Traced and Trace are required.
 type Config struct {
 	MaxPayload       int
 	MaxHeaders       int
@@ -39,6 +39,9 @@ type Config struct {
 	// Published, if set, is called with what became of events: one of the words of Results. Committed, if set, with how long a commit took.
 	Published func(result string, events int)
 	Committed func(durability string, took time.Duration)
+	// Trace, if set, is called for each event that was stored and that Traced picks, with when it was accepted, and when its commit began and ended.
+	Traced func(*runnelv1.PublishRequest) bool
+	Trace  func(r *runnelv1.PublishRequest, res *runnelv1.PublishResponse, accepted, began, ended time.Time)
 }
 
 // maxField is the most bytes of an event id, key or content type.
@@ -100,12 +103,25 @@ type Outcome struct {
 // Publish appends events in the order given, as who, and returns one Outcome each. ordered: behind the first
 // failure nothing is stored, and the outcomes hold engine.ErrSkipped.
 func (b *Broker) Publish(ctx context.Context, who Caller, requests []*runnelv1.PublishRequest, ordered bool) []Outcome {
-	out := b.publish(ctx, who, requests, ordered)
+	if b.cfg.Trace == nil {
+		out := b.publish(ctx, who, requests, ordered, nil)
+		b.count(out)
+		return out
+	}
+	accepted := time.Now()
+	out := b.publish(ctx, who, requests, ordered, func(i int, res *runnelv1.PublishResponse, began, ended time.Time) {
+		if b.cfg.Traced(requests[i]) {
+			b.cfg.Trace(requests[i], res, accepted, began, ended)
+		}
+	})
 	b.count(out)
 	return out
 }
 
-func (b *Broker) publish(ctx context.Context, who Caller, requests []*runnelv1.PublishRequest, ordered bool) []Outcome {
+// stored is told of the events of a run that were stored: their place in the run, and when their commit began and ended. It may be nil.
+type stored func(i int, res *runnelv1.PublishResponse, began, ended time.Time)
+
+func (b *Broker) publish(ctx context.Context, who Caller, requests []*runnelv1.PublishRequest, ordered bool, tell stored) []Outcome {
 	out := make([]Outcome, len(requests))
 	entries := make([]engine.Entry, 0, len(requests))
 	for start := 0; start < len(requests); {
@@ -124,7 +140,7 @@ func (b *Broker) publish(ctx context.Context, who Caller, requests []*runnelv1.P
 			}
 			entries = append(entries, en)
 		}
-		ok := b.appendRun(ctx, &who, entries, ordered, out[start:end])
+		ok := b.appendRun(ctx, &who, entries, ordered, out[start:end], start, tell)
 		start = end
 		if bad != nil && ok {
 			out[start].Err = bad
@@ -141,8 +157,8 @@ func (b *Broker) publish(ctx context.Context, who Caller, requests []*runnelv1.P
 	return out
 }
 
-// appendRun appends entries of one namespace; false if ordered and one of them failed.
-func (b *Broker) appendRun(ctx context.Context, who *Caller, entries []engine.Entry, ordered bool, out []Outcome) bool {
+// appendRun appends entries of one namespace, the first of which is the request at place at; false if ordered and one of them failed.
+func (b *Broker) appendRun(ctx context.Context, who *Caller, entries []engine.Entry, ordered bool, out []Outcome, at int, tell stored) bool {
 	if len(entries) == 0 {
 		return true
 	}
@@ -176,9 +192,9 @@ func (b *Broker) appendRun(ctx context.Context, who *Caller, entries []engine.En
 	if err != nil {
 		return fail(err)
 	}
-	state := log.State()
+	state, ended := log.State(), time.Now()
 	if b.cfg.Committed != nil {
-		b.cfg.Committed(durabilityWord(state.Durability), time.Since(began))
+		b.cfg.Committed(durabilityWord(state.Durability), ended.Sub(began))
 	}
 	for i, r := range results {
 		if r.Err != nil {
@@ -189,6 +205,9 @@ func (b *Broker) appendRun(ctx context.Context, who *Caller, entries []engine.En
 		out[i].Response = &runnelv1.PublishResponse{
 			EventId: entries[i].ID, Offset: r.Offset, Timestamp: r.Timestamp, Duplicate: r.Duplicate,
 			Durability: state.Durability, Epoch: state.Epoch,
+		}
+		if tell != nil {
+			tell(at+i, out[i].Response, began, ended)
 		}
 	}
 	return ok

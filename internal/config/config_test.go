@@ -68,7 +68,7 @@ func TestDefaults(t *testing.T) {
 
 // A field of server.Config that is added must get a key, or be named here.
 func TestEveryFieldHasAKey(t *testing.T) {
-	notKeys := []string{"TLS", "Issuers", "Roles", "Limits", "Defaults", "Namespaces", "Logger", "Listener", "Reread", "Text", "Version"}
+	notKeys := []string{"TLS", "OTLP", "Issuers", "Roles", "Limits", "Defaults", "Namespaces", "Logger", "Listener", "Reread", "Text", "Version"}
 	var want []string
 	for f := range reflect.TypeFor[server.Config]().Fields() {
 		if !slices.Contains(notKeys, f.Name) {
@@ -77,6 +77,9 @@ func TestEveryFieldHasAKey(t *testing.T) {
 	}
 	for f := range reflect.TypeFor[server.TLS]().Fields() {
 		want = append(want, "tls."+f.Name)
+	}
+	for f := range reflect.TypeFor[server.OTLP]().Fields() {
+		want = append(want, "otlp."+f.Name)
 	}
 	for f := range reflect.TypeFor[server.Limits]().Fields() {
 		want = append(want, "limits."+f.Name)
@@ -158,7 +161,7 @@ RUNNEL_NAMESPACES__MAX_LAG: bad namespace "": it is empty`)
 func TestFileProblems(t *testing.T) {
 	const (
 		keys   = "history, max_age, max_bytes, max_events, max_lag, max_lag_age, overflow, policies, publish_bytes, publish_rate, subscriptions"
-		top    = "admin, audit, data, defaults, dev, drain_spread, drain_timeout, endpoints, insecure, issuers, limits, listen, log_format, log_level, max_stream_age, namespaces, roles, send_timeout, tls"
+		top    = "admin, audit, data, defaults, dev, drain_spread, drain_timeout, endpoints, insecure, issuers, limits, listen, log_format, log_level, max_stream_age, namespaces, otlp, roles, send_timeout, tls"
 		limits = "client_publish_bytes, client_publish_rate, client_sessions, client_subscriptions, max_connections, max_connections_per_address, max_headers_bytes, max_namespaces, max_payload_bytes, max_streams_per_connection, max_subscriptions, memory_bytes, server_publish_bytes, server_publish_rate, server_sessions, server_subscriptions, subject_publish_bytes, subject_publish_rate, subject_sessions, subject_subscriptions"
 	)
 	for _, c := range []struct{ name, file, want string }{
@@ -287,6 +290,9 @@ func TestTemplate(t *testing.T) {
 		}
 		if section == "tls" || section == "issuers" || section == "roles" { // what is optional there has no default to show
 			known = name == section || name == "identity" || name == "min_version"
+		}
+		if section == "otlp" {
+			known = name != "endpoint"
 		}
 		if commented && known && name != "endpoints" && !strings.Contains(name, " ") {
 			line = strings.Replace(line, "# ", "", 1)

@@ -52,7 +52,7 @@ func (l *loader) syntax(err error) {
 
 // isSection reports whether a key holds keys rather than a value.
 func isSection(key string) bool {
-	return key == "limits" || key == "defaults" || key == "tls" || familyOf(key) != nil
+	return key == "limits" || key == "defaults" || key == "tls" || key == "otlp" || familyOf(key) != nil
 }
 
 // section reads the keys below at.
