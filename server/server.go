@@ -74,7 +74,7 @@ func New(cfg Config) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Server{cfg: cfg, listener: cfg.Listener, metrics: admin.NewMetrics(grpcapi.Kinds()), health: health.NewServer(), started: time.Now(), stopping: make(chan struct{})}
+	s := &Server{cfg: cfg, listener: cfg.Listener, metrics: admin.NewMetrics(admin.Words{Kinds: grpcapi.Kinds(), Results: broker.Results, Durabilities: broker.Durabilities()}), health: health.NewServer(), started: time.Now(), stopping: make(chan struct{})}
 	if s.security, err = newSecurity(&cfg); err != nil {
 		return nil, err
 	}

@@ -15,6 +15,8 @@ type Metrics struct {
 
 	received, receivedBytes *prometheus.CounterVec // by kind of message
 	kinds                   map[string]kind        // those that are known from the start
+	results                 map[string]prometheus.Counter
+	durabilities            map[string]prometheus.Observer
 	publishes               *prometheus.CounterVec // by result
 	refused                 *prometheus.CounterVec // by reason
 	limited                 *prometheus.CounterVec // by limit
@@ -33,8 +35,15 @@ var (
 // kind is the counters of one kind of message.
 type kind struct{ messages, bytes prometheus.Counter }
 
-// NewMetrics registers the metrics, and those of the Go runtime and the process. kinds are those of messages.
-func NewMetrics(kinds []string) *Metrics {
+// Words are the values of labels that are set for every message: they are looked up once.
+type Words struct {
+	Kinds        []string // of messages
+	Results      []string // of publishes
+	Durabilities []string
+}
+
+// NewMetrics registers the metrics, and those of the Go runtime and the process.
+func NewMetrics(words Words) *Metrics {
 	counter := func(name, help, label string) *prometheus.CounterVec {
 		return prometheus.NewCounterVec(prometheus.CounterOpts{Name: name, Help: help}, []string{label})
 	}
@@ -57,9 +66,17 @@ func NewMetrics(kinds []string) *Metrics {
 			Buckets: delayBuckets, NativeHistogramBucketFactor: bucketFactor, NativeHistogramMaxBucketNumber: 160, NativeHistogramMinResetDuration: time.Hour,
 		}),
 	}
-	m.kinds = make(map[string]kind, len(kinds))
-	for _, k := range kinds {
+	m.kinds = make(map[string]kind, len(words.Kinds))
+	for _, k := range words.Kinds {
 		m.kinds[k] = kind{m.received.WithLabelValues(k), m.receivedBytes.WithLabelValues(k)}
+	}
+	m.results = make(map[string]prometheus.Counter, len(words.Results))
+	for _, r := range words.Results {
+		m.results[r] = m.publishes.WithLabelValues(r)
+	}
+	m.durabilities = make(map[string]prometheus.Observer, len(words.Durabilities))
+	for _, d := range words.Durabilities {
+		m.durabilities[d] = m.acks.WithLabelValues(d)
 	}
 	m.registry.MustRegister(m.Connections, m.received, m.receivedBytes, m.publishes, m.refused, m.limited, m.acks, m.delays,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
@@ -75,12 +92,12 @@ func (m *Metrics) Received(kind string, bytes int) {
 
 // Published counts events by what became of them.
 func (m *Metrics) Published(result string, events int) {
-	m.publishes.WithLabelValues(result).Add(float64(events))
+	m.results[result].Add(float64(events))
 }
 
 // Committed notes how long a commit took.
 func (m *Metrics) Committed(durability string, took time.Duration) {
-	m.acks.WithLabelValues(durability).Observe(took.Seconds())
+	m.durabilities[durability].Observe(took.Seconds())
 }
 
 // Refused counts a refusal.

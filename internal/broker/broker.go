@@ -194,7 +194,7 @@ func (b *Broker) appendRun(ctx context.Context, who *Caller, entries []engine.En
 	}
 	state, ended := log.State(), time.Now()
 	if b.cfg.Committed != nil {
-		b.cfg.Committed(durabilityWord(state.Durability), ended.Sub(began))
+		b.cfg.Committed(durabilities[state.Durability], ended.Sub(began))
 	}
 	for i, r := range results {
 		if r.Err != nil {

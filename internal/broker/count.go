@@ -2,6 +2,8 @@ package broker
 
 import (
 	"errors"
+	"maps"
+	"slices"
 	"strings"
 
 	runnelv1 "github.com/runnelhq/runnel/api/runnel/v1"
@@ -71,7 +73,18 @@ func resultOf(o *Outcome) int {
 	return failed
 }
 
-// durabilityWord is a durability as configuration spells it.
-func durabilityWord(d runnelv1.Durability) string {
-	return strings.ToLower(strings.TrimPrefix(d.String(), "DURABILITY_"))
+// durabilities are spelled as configuration does.
+var durabilities = func() map[runnelv1.Durability]string {
+	words := map[runnelv1.Durability]string{}
+	for d, name := range runnelv1.Durability_name {
+		words[runnelv1.Durability(d)] = strings.ToLower(strings.TrimPrefix(name, "DURABILITY_"))
+	}
+	return words
+}()
+
+// Durabilities are the words that Committed is called with.
+func Durabilities() []string {
+	named := maps.Clone(durabilities)
+	delete(named, runnelv1.Durability_DURABILITY_UNSPECIFIED) // no namespace has it
+	return slices.Sorted(maps.Values(named))
 }
