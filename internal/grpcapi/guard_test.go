@@ -3,6 +3,7 @@ package grpcapi
 import (
 	"context"
 	"errors"
+	"net"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -12,6 +13,27 @@ import (
 	"github.com/runnelhq/runnel/internal/auth"
 	"github.com/runnelhq/runnel/internal/broker"
 )
+
+// Without authentication an administrator is who is on this machine.
+func TestAdministratorWithoutAuthentication(t *testing.T) {
+	g := NewGuard(GuardConfig{})
+	for address, want := range map[string]bool{"127.0.0.1:1": true, "[::1]:1": true, "[::ffff:127.0.0.1]:1": true, "10.0.0.1:1": false, "[2001:db8::1]:1": false} {
+		tcp, err := net.ResolveTCPAddr("tcp", address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx := context.WithValue(t.Context(), callerKey{}, &caller{g: g, client: "c", peer: tcp})
+		if _, err := g.Administrator(ctx); (err == nil) != want {
+			t.Errorf("%s: %v", address, err)
+		}
+	}
+	if _, err := g.Administrator(t.Context()); err == nil {
+		t.Error("nobody is an administrator")
+	}
+	if _, err := g.Administrator(context.WithValue(t.Context(), callerKey{}, &caller{g: g})); err == nil {
+		t.Error("somebody from nowhere is an administrator")
+	}
+}
 
 // Whatever a client puts into its metadata, it is refused, or it is somebody whose name can stand in a log; and who proves nothing is
 // anonymous.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"net"
 	"slices"
 	"time"
 
@@ -213,13 +214,20 @@ func (g *Guard) all() []*caller {
 // Administrator returns the caller's client id, if it may act on the whole server; else an error that is a status.
 func (g *Guard) Administrator(ctx context.Context) (string, error) {
 	c, err := callerOf(ctx)
-	if err == nil && !c.access.Load().Everywhere(auth.Admin) {
+	if err == nil && (!c.access.Load().Everywhere(auth.Admin) || c.access.Load() == nil && !c.local()) {
 		err = &broker.ForbiddenError{Verb: "administer", Pattern: "this server"}
 	}
 	if err != nil {
 		return "", statusOf(err).Err()
 	}
 	return c.client, nil
+}
+
+// local reports whether the caller is on this machine. Where nobody is authenticated, to be here is what makes an administrator: others might
+// stop the server.
+func (c *caller) local() bool {
+	tcp, ok := c.peer.(*net.TCPAddr)
+	return c.peer != nil && (!ok || tcp.IP.IsLoopback())
 }
 
 // Expires is when a token that a stream uses expires; false if none does.

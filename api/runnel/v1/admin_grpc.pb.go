@@ -41,7 +41,7 @@ const (
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 //
 // AdminService is for operators. Each call needs the verb admin: on everything, where it acts on the whole server. Where the server does
-// not authenticate, anybody may call it, as everything else.
+// not authenticate, only clients on its own machine (loopback) may call it.
 type AdminServiceClient interface {
 	// Revoke takes back what was issued to a client or subject until now, or one token: its connections are closed at once, so that nothing
 	// buffered is still read, and it is refused from then on, also after a restart. A token that is issued to the subject later is good.
@@ -206,7 +206,7 @@ func (c *adminServiceClient) GetConfiguration(ctx context.Context, in *GetConfig
 // for forward compatibility.
 //
 // AdminService is for operators. Each call needs the verb admin: on everything, where it acts on the whole server. Where the server does
-// not authenticate, anybody may call it, as everything else.
+// not authenticate, only clients on its own machine (loopback) may call it.
 type AdminServiceServer interface {
 	// Revoke takes back what was issued to a client or subject until now, or one token: its connections are closed at once, so that nothing
 	// buffered is still read, and it is refused from then on, also after a restart. A token that is issued to the subject later is good.
