@@ -29,6 +29,9 @@ const (
 	Operated   Kind = "operated"   // an operator has acted upon the server
 )
 
+// Message is the message of all lines.
+const Message = "audit"
+
 const (
 	perSecond = 50
 	burst     = 200
@@ -73,5 +76,5 @@ func (l *Log) Note(k Kind, values ...slog.Attr) {
 	if left > 0 {
 		all = append(all, slog.Int("suppressed", left))
 	}
-	l.to.LogAttrs(context.Background(), slog.LevelInfo, "audit", all...)
+	l.to.LogAttrs(context.Background(), slog.LevelInfo, Message, all...)
 }

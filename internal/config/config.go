@@ -22,6 +22,8 @@ import (
 
 	"github.com/spf13/pflag"
 
+	"github.com/runnelhq/runnel/internal/audit"
+	"github.com/runnelhq/runnel/internal/logs"
 	"github.com/runnelhq/runnel/server"
 )
 
@@ -40,10 +42,11 @@ type Config struct {
 // Logger returns a logger that writes to w in the form that is configured. Its level is given, since it may change.
 func (c *Config) Logger(w io.Writer, level slog.Leveler) *slog.Logger {
 	o := &slog.HandlerOptions{Level: level}
+	var h slog.Handler = slog.NewTextHandler(w, o)
 	if c.LogFormat == "json" {
-		return slog.New(slog.NewJSONHandler(w, o))
+		h = slog.NewJSONHandler(w, o)
 	}
-	return slog.New(slog.NewTextHandler(w, o))
+	return slog.New(logs.Limit(h, audit.Message)) // the audit log bounds itself
 }
 
 // Problem is one mistake in a configuration.
