@@ -50,7 +50,7 @@ func (a *app) tokenCommand() *cobra.Command {
 	c.PersistentFlags().StringVar(&m.path, "config", "", "configuration of the server (default "+config.DefaultFile+")")
 	c.PersistentFlags().BoolVar(&m.json, "json", false, "print what the token allows as JSON")
 	c.Flags().StringVar(&m.issuer, "issuer", "", "name of the issuer in the configuration (default the only one with HS256)")
-	c.Flags().StringVar(&m.subject, "subject", "", "whom the token names")
+	c.Flags().StringVar(&m.subject, "subject", "developer", "whom the token names")
 	c.Flags().StringArrayVar(&m.claims, "claim", nil, "NAME=VALUE, may be repeated")
 	c.Flags().DurationVar(&m.lifetime, "ttl", time.Hour, "how long it is valid")
 	c.Flags().StringVar(&m.id, "id", "", "its jti (default random)")
@@ -106,9 +106,6 @@ func (a *app) authority(path string) (*server.Authority, *server.Config, error) 
 }
 
 func (a *app) mint(ctx context.Context, m *minting) error {
-	if m.subject == "" {
-		return usagef("name whom the token is for with --subject")
-	}
 	if m.lifetime <= 0 {
 		return usagef("--ttl must be more than 0")
 	}
