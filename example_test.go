@@ -2,12 +2,17 @@ package runnel_test
 
 import (
 	"context"
+	"crypto/tls"
 	"fmt"
 	"log"
 	"os"
 	"sync"
+	"time"
+
+	"google.golang.org/grpc/credentials"
 
 	"github.com/runnelhq/runnel"
+	runnelv1 "github.com/runnelhq/runnel/api/runnel/v1"
 	"github.com/runnelhq/runnel/server"
 )
 
@@ -240,4 +245,43 @@ func ExampleClient_Topics() {
 	// quotes.AAPL 2 <nil>
 	// quotes.MSFT 1 <nil>
 	// 1 <nil>
+}
+
+// A session that lives longer than a token: the source is asked for the next one in good time, and no stream is interrupted.
+func ExampleWithTokenSource() {
+	fetch := func(context.Context) (value string, lifetime time.Duration, err error) { return "token from an identity provider", time.Hour, nil }
+	client, err := runnel.Dial("runnel.example.com:50051",
+		runnel.WithTransportCredentials(credentials.NewTLS(&tls.Config{})),
+		runnel.WithTokenSource(func(ctx context.Context) (runnel.Token, error) {
+			value, lifetime, err := fetch(ctx)
+			return runnel.Token{Value: value, Expires: time.Now().Add(lifetime)}, err
+		}))
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer client.Close()
+}
+
+// An operator throws somebody out, everywhere at once.
+func ExampleClient_Revoke() {
+	client, err := runnel.Dial("runnel.example.com:50051", runnel.WithToken("of an administrator"))
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer client.Close()
+	_, cut, err := client.Revoke(context.Background(), runnel.RevokedSubject, "mallory", time.Time{})
+	fmt.Println(cut, err)
+}
+
+// Operators' calls beyond those of Client, with the generated client.
+func ExampleAdmin() {
+	client, err := runnel.Dial("127.0.0.1:50051")
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer client.Close()
+	list, err := runnel.Admin(context.Background(), client, func(ctx context.Context, s runnelv1.AdminServiceClient) (*runnelv1.ListSessionsResponse, error) {
+		return s.ListSessions(ctx, &runnelv1.ListSessionsRequest{Order: runnelv1.SessionOrder_SESSION_ORDER_LAG, Limit: 10})
+	})
+	fmt.Println(list.GetMatched(), err)
 }
