@@ -249,7 +249,9 @@ func ExampleClient_Topics() {
 
 // A session that lives longer than a token: the source is asked for the next one in good time, and no stream is interrupted.
 func ExampleWithTokenSource() {
-	fetch := func(context.Context) (value string, lifetime time.Duration, err error) { return "token from an identity provider", time.Hour, nil }
+	fetch := func(context.Context) (value string, lifetime time.Duration, err error) {
+		return "token from an identity provider", time.Hour, nil
+	}
 	client, err := runnel.Dial("runnel.example.com:50051",
 		runnel.WithTransportCredentials(credentials.NewTLS(&tls.Config{})),
 		runnel.WithTokenSource(func(ctx context.Context) (runnel.Token, error) {
