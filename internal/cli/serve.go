@@ -48,6 +48,10 @@ func (a *app) serve() *cobra.Command {
 			err := conf.Show(&b)
 			return b.String(), err
 		}
+		// From here on, before anybody can know that there is a server: a hangup would end the process.
+		hangups := make(chan os.Signal, 1)
+		signal.Notify(hangups, syscall.SIGHUP)
+		defer signal.Stop(hangups)
 		s, err := server.New(cfg)
 		if err != nil {
 			return err
@@ -56,9 +60,6 @@ func (a *app) serve() *cobra.Command {
 		if !cfg.Dev && len(cfg.Namespaces) == 0 {
 			cfg.Logger.Warn("no namespaces are configured, so nothing can be published; add some to the configuration, or use --dev")
 		}
-		hangups := make(chan os.Signal, 1)
-		signal.Notify(hangups, syscall.SIGHUP)
-		defer signal.Stop(hangups)
 		ctx, stop := context.WithCancel(c.Context())
 		var group sync.WaitGroup
 		defer group.Wait()
