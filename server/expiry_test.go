@@ -155,7 +155,7 @@ func TestTwentyRefreshes(t *testing.T) {
 	id := newAuthority(t)
 	s := secured(t, id, server.Config{})
 	c := newClients(t, s.Addr)
-	const life = time.Second
+	const life = 3 * time.Second
 	stream, err := c.EstablishStream(bearer(t.Context(), id.token(t, "r", life, role("reader"))))
 	if err != nil {
 		t.Fatal(err)
@@ -332,7 +332,7 @@ func TestTokenSource(t *testing.T) {
 	t.Parallel()
 	id := newAuthority(t)
 	s := secured(t, id, server.Config{})
-	const life = time.Second
+	const life = 3 * time.Second
 	var asked, connected atomic.Int64
 	reader, err := runnel.Dial(s.Addr, runnel.WithTokenSource(func(context.Context) (runnel.Token, error) {
 		next := runnel.Token{Value: id.token(t, "r", life, role("reader"))}
@@ -372,7 +372,7 @@ func TestTokenSource(t *testing.T) {
 		}
 		time.Sleep(100 * time.Millisecond) // tokens take real time to age
 	}
-	if n, c := asked.Load(), connected.Load(); n < 3 || c != 1 {
+	if n, c := asked.Load(), connected.Load(); n < 2 || c != 1 {
 		t.Errorf("the source was asked %d times, and the session connected %d times", n, c)
 	}
 	// A provider that is away for longer than a token lives costs a reconnect, and no event.
@@ -391,7 +391,7 @@ func TestTokenSource(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for i := range 60 {
+	for i := range 70 {
 		if i >= 40 {
 			if _, err := writer.Publish(t.Context(), "a.b", []byte(fmt.Sprint(i))); err != nil {
 				t.Fatal(err)

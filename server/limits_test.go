@@ -42,14 +42,15 @@ func TestPublishLimits(t *testing.T) {
 	})
 	c := newClients(t, s.Addr)
 	as := func(id string) context.Context { return clientID(t.Context(), id) }
-	for i := range 6 {
-		_, err := c.Publish(as("unary"), &runnelv1.PublishRequest{Topic: "a.b"})
-		if i < 5 && err != nil {
-			t.Errorf("event %d: %v", i, err)
-		}
-		if i == 5 {
-			limited(t, "unary", err)
-		}
+	// A slow machine earns more than the five of the first second, but far fewer than these.
+	const many = 200
+	var err error
+	sent := 0
+	for ; err == nil && sent < many; sent++ {
+		_, err = c.Publish(as("unary"), &runnelv1.PublishRequest{Topic: "a.b"})
+	}
+	if limited(t, "unary", err); sent < 6 {
+		t.Errorf("event %d of 5 was refused", sent)
 	}
 	if _, err := c.Publish(as("other"), &runnelv1.PublishRequest{Topic: "a.b"}); err != nil {
 		t.Error(err)
@@ -58,7 +59,7 @@ func TestPublishLimits(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for range 8 {
+	for range many {
 		if err := bulk.Send(&runnelv1.PublishRequest{Topic: "a.bulk"}); err != nil && !errors.Is(err, io.EOF) {
 			t.Fatal(err)
 		}
@@ -66,7 +67,7 @@ func TestPublishLimits(t *testing.T) {
 	_, err = bulk.CloseAndRecv()
 	limited(t, "bulk", err)
 	for _, d := range status.Convert(err).Details() {
-		if sum, ok := d.(*runnelv1.PublishSummary); ok && (sum.GetAccepted() != 5 || sum.GetFirstFailedIndex() != 5) {
+		if sum, ok := d.(*runnelv1.PublishSummary); ok && (sum.GetAccepted() < 5 || sum.GetFirstFailedIndex() != int64(sum.GetAccepted())) {
 			t.Errorf("%v", sum)
 		}
 	}
@@ -74,7 +75,7 @@ func TestPublishLimits(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for i := range 8 {
+	for i := range many {
 		if err := session.Send(&runnelv1.StreamRequest{RequestId: uint64(i + 1), Request: &runnelv1.StreamRequest_Publish{Publish: &runnelv1.PublishRequest{Topic: "a.session"}}}); err != nil {
 			t.Fatal(err)
 		}
@@ -88,8 +89,8 @@ func TestPublishLimits(t *testing.T) {
 			limited(t, "session", status.FromProto(e.GetStatus()).Err())
 			refused = append(refused, c.GetRequestId())
 		}
-		return len(accepted)+len(refused) == 8
-	}); err != nil || !slices.Equal(accepted, []uint64{1, 2, 3, 4, 5}) || !slices.Equal(refused, []uint64{6, 7, 8}) {
+		return len(accepted)+len(refused) == many
+	}); err != nil || len(accepted) < 5 || len(refused) == 0 || !slices.Equal(accepted[:5], []uint64{1, 2, 3, 4, 5}) || refused[0] < 6 {
 		t.Errorf("accepted %v, refused %v, %v", accepted, refused, err)
 	}
 	var last error

@@ -14,7 +14,7 @@ import (
 // The metrics say what has happened.
 func TestMetrics(t *testing.T) {
 	s := runneltest.StartServer(t, server.Config{
-		Admin: "127.0.0.1:0", Namespaces: map[string]server.Namespace{"a": {}, "m": {History: "memory", PublishRate: 10}},
+		Admin: "127.0.0.1:0", Namespaces: map[string]server.Namespace{"a": {}, "m": {History: "memory", PublishRate: 3}},
 	})
 	value := func(name string) float64 {
 		t.Helper()
@@ -63,11 +63,8 @@ func TestMetrics(t *testing.T) {
 		_ = calls[0].do(t.Context(), c, "m.b")
 	}
 	for name, want := range map[string]float64{
-		`runnel_publishes_total{result="accepted"}`:                         20,
 		`runnel_publishes_total{result="duplicate"}`:                        1,
 		`runnel_publishes_total{result="invalid"}`:                          1,
-		`runnel_publishes_total{result="limited"}`:                          2,
-		`runnel_limited_total{limit="namespace_events"}`:                    2,
 		`runnel_deliveries_total`:                                           20,
 		`runnel_replayed_total`:                                             10,
 		`runnel_sessions`:                                                   2,
@@ -77,7 +74,6 @@ func TestMetrics(t *testing.T) {
 		`runnel_subscriptions_behind`:                                       0,
 		`runnel_dropped_total`:                                              0,
 		`runnel_commit_delay_seconds_count{durability="disk"}`:              11,
-		`runnel_commit_delay_seconds_count{durability="memory"}`:            10,
 		`runnel_delivery_delay_seconds_count`:                               10,
 		`runnel_namespaces`:                                                 2,
 		`runnel_storage_failed`:                                             0,
@@ -88,6 +84,14 @@ func TestMetrics(t *testing.T) {
 		if got := value(name); got != want {
 			t.Errorf("%s is %v, want %v", name, got, want)
 		}
+	}
+	// On a slow machine a limit earns more while it is used.
+	accepted, limited := value(`runnel_publishes_total{result="accepted"}`), value(`runnel_publishes_total{result="limited"}`)
+	if accepted+limited != 22 || limited < 1 || value(`runnel_limited_total{limit="namespace_events"}`) != limited {
+		t.Errorf("%v accepted, %v limited", accepted, limited)
+	}
+	if n := value(`runnel_commit_delay_seconds_count{durability="memory"}`); n != accepted-10 {
+		t.Errorf("%v commits in memory", n)
 	}
 	for _, name := range []string{
 		"runnel_sent_bytes_total", "runnel_sent_frames_total", `runnel_received_bytes_total{type="publish"}`, `runnel_memory_used_bytes{kind="sessions"}`,
