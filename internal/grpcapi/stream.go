@@ -128,7 +128,11 @@ func (s *Service) Subscribe(r *runnelv1.SubscribeRequest, g runnelv1.StreamServi
 		return s.fail(err)
 	}
 	for _, sub := range r.GetSubscriptions() {
-		if err := st.subscribe(g.Context(), 0, sub); err != nil {
+		err := st.subscribe(g.Context(), 0, sub)
+		if st.one.Err() != nil {
+			break // the session ended meanwhile, and what it has told the client, as where to go, comes first
+		}
+		if err != nil {
 			return s.fail(err)
 		}
 	}
