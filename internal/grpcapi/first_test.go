@@ -61,7 +61,7 @@ func TestFirstMessage(t *testing.T) {
 		if err == nil {
 			err = g.RecvMsg(&runnelv1.StreamResponse{})
 		}
-		if ctx.Err() != nil {
+		if ctx.Err() != nil || status.Code(err) == codes.DeadlineExceeded { // the server knows the deadline too
 			return context.DeadlineExceeded // it lived longer than the clock
 		}
 		return err
