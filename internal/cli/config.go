@@ -42,14 +42,20 @@ func (a *app) configInit() *cobra.Command {
 				_, err := a.out.Write(text)
 				return err
 			}
+			// What would fail comes before what is written: a configuration without its files helps nobody.
+			if _, err := os.Stat(path); err == nil && !force {
+				return fmt.Errorf("%s exists; name another file, or write over it with --force", path)
+			}
+			if secure {
+				if err := writeDevFiles(hosts); err != nil {
+					return err
+				}
+			}
 			if err := writeNew(path, text, force); err != nil {
 				return err
 			}
 			wrote := path
 			if secure {
-				if err := writeDevFiles(hosts); err != nil {
-					return err
-				}
 				wrote += ", and certificates, keys and a secret in " + devDir + "/"
 			}
 			_, err := fmt.Fprintf(a.out, "wrote %s\n", wrote)
