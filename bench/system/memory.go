@@ -24,7 +24,7 @@ import (
 func init() {
 	c := make(chan os.Signal, 1)
 	signal.Notify(c, syscall.SIGUSR1)
-	go func() {
+	go func() { // ends with the process: nobody could wait for it, since the server knows nothing of it
 		for range c {
 			debug.FreeOSMemory()
 		}
