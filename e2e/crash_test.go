@@ -61,6 +61,7 @@ func TestCrash(t *testing.T) {
 		followers.Go(func() { l.follow(following, p.addr, i) })
 	}
 	for range kills {
+		l.awaitProgress(t)
 		time.Sleep(time.Duration(50+rng.IntN(400)) * time.Millisecond) // the moment of the kill is what is random here
 		p.kill()
 		p.start()
@@ -163,6 +164,9 @@ func (l *ledger) follow(ctx context.Context, addr string, i int) {
 		pattern = fmt.Sprintf("load.p%d", i)
 	}
 	sub, err := c.Subscribe(ctx, pattern, runnel.From(runnel.Earliest()))
+	if ctx.Err() != nil {
+		return
+	}
 	if err != nil {
 		l.complain("follower %d: %v", i, err)
 		return
@@ -188,6 +192,32 @@ func (l *ledger) follow(ctx context.Context, addr string, i int) {
 		l.thereLocked(fmt.Sprintf("follower %d", i), last, string(e.Payload))
 		l.seen[i]++
 		l.mu.Unlock()
+	}
+}
+
+// awaitProgress waits until every publisher and follower has got further: a kill is to hit clients that are at work.
+func (l *ledger) awaitProgress(t *testing.T) {
+	l.mu.Lock()
+	sent, seen := l.sent, l.seen
+	l.mu.Unlock()
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(5 * time.Millisecond) { // polling what other goroutines count
+		l.mu.Lock()
+		further, wrong := 0, len(l.wrong)
+		for i := range clients {
+			if l.sent[i] > sent[i] {
+				further++
+			}
+			if l.seen[i] > seen[i] {
+				further++
+			}
+		}
+		l.mu.Unlock()
+		if further == 2*clients || wrong > 0 {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("only %d of %d clients get anywhere", further, 2*clients)
+		}
 	}
 }
 
