@@ -200,6 +200,9 @@ func (g *Guard) admit(ctx context.Context, method string) (*caller, error) {
 	if p, ok := peer.FromContext(ctx); ok {
 		c.peer = p.Addr
 	}
+	if c.conn != nil {
+		c.conn.calls.Add(1)
+	}
 	wanted, err := clientID(ctx)
 	if err != nil {
 		return nil, err

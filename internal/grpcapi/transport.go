@@ -3,6 +3,7 @@ package grpcapi
 import (
 	"context"
 	"net"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -69,6 +70,13 @@ type writer struct {
 
 	mu      sync.Mutex
 	parcels []*parcel // with grpc-go
+	remains []remain  // what took the place of parcels when the stream ended
+}
+
+// remain is what a parcel was counted as, kept apart from it so that nothing but grpc-go holds the parcel.
+type remain struct {
+	frame session.Frame
+	size  int
 }
 
 func newWriter(stream grpc.ServerStream, freed func()) *writer {
@@ -116,7 +124,7 @@ type parcel struct {
 	data  frame
 	w     *writer
 	size  int
-	at    int // index in w.parcels + 1; 0: grpc-go does not have it
+	at    int // index in w.parcels, or then in w.remains, + 1; 0: grpc-go does not have it
 }
 
 var parcels = sync.Pool{New: func() any { return new(parcel) }}
@@ -163,6 +171,11 @@ func (p *parcel) Put(*[]byte) {
 	w := p.w
 	w.mu.Lock()
 	at := p.at
+	if at != 0 && w.remains != nil {
+		w.mu.Unlock()
+		w.lost(at)
+		return
+	}
 	if at != 0 {
 		last := w.parcels[len(w.parcels)-1]
 		w.parcels[at-1], last.at = last, at
@@ -188,17 +201,46 @@ func (w *writer) abandon() {
 	for _, p := range all {
 		p.at = 0
 	}
+	for i := range w.remains {
+		w.remains[i].frame.Release()
+		w.remains[i].size = 0
+	}
 	w.mu.Unlock()
 	for _, p := range all {
 		p.frame.Release()
 	}
 }
 
+// loosen is for a stream that has ended. What grpc-go was given after a client's reset it has dropped, and never gives back: from here on
+// the garbage collector says so.
+func (w *writer) loosen() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.remains = make([]remain, len(w.parcels))
+	for i, p := range w.parcels {
+		w.remains[i] = remain{p.frame, p.size}
+		p.frame = session.Frame{}
+		runtime.AddCleanup(p, w.lost, p.at)
+	}
+	w.parcels = nil
+}
+
+// lost gives back what is counted for a parcel that grpc-go no longer has, once.
+func (w *writer) lost(at int) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	r := &w.remains[at-1]
+	r.frame.Release()
+	w.outstanding.Add(-int64(r.size))
+	r.size = 0
+}
+
 // connection is what the handshake knows of a client's connection, and how many streams live on it.
 type connection struct {
 	credentials.AuthInfo
 	conn    net.Conn
-	streams atomic.Int64
+	streams atomic.Int64 // that send: sessions, Subscribe and ReadHistory
+	calls   atomic.Int64 // of all kinds, ever
 }
 
 // connectionOf returns the stream's connection; nil under a transport that is not ours.
@@ -239,16 +281,27 @@ const (
 )
 
 // graves looks after streams that have ended with bytes in grpc-go, and gives back what died with its connection. Only closing the
-// connection frees what a stuck client does not read. That is done when nothing else lives on it, or when memory is short: the
-// client's other streams can resume, and nobody else is to suffer for it.
+// connection frees what a stuck client does not read. That is done when nothing else lives on it and the client has not itself reset
+// the stream, or when memory is short: the client's other streams can resume, and nobody else is to suffer for it.
 type graves struct {
 	budget *budget.Budget
 
 	mu     sync.Mutex
-	timers map[*writer]*time.Timer
+	all    map[*grave]struct{}
 	closed bool
 }
 
+// grave is a stream that has ended.
+type grave struct {
+	conn  *connection
+	w     *writer
+	ended time.Time
+	calls int64 // that the connection had had by then
+	reset bool  // by the client
+	visit *time.Timer
+}
+
+// bury looks after the writer of a stream whose handler is about to return.
 func (g *graves) bury(c *connection, w *writer) {
 	if c == nil || w.outstanding.Load() == 0 {
 		return
@@ -258,45 +311,54 @@ func (g *graves) bury(c *connection, w *writer) {
 		w.abandon()
 		return
 	}
+	// Whatever else ends a context does so with a cause.
+	dead := &grave{conn: c, w: w, ended: time.Now(), calls: c.calls.Load(), reset: context.Cause(w.stream.Context()) == context.Canceled}
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	switch {
 	case g.closed:
 		w.abandon()
 		return
-	case g.timers == nil:
-		g.timers = map[*writer]*time.Timer{}
+	case g.all == nil:
+		g.all = map[*grave]struct{}{}
 	}
-	ended := time.Now()
-	g.timers[w] = time.AfterFunc(visitEvery, func() { g.visit(c, w, ended) })
+	w.loosen()
+	g.all[dead] = struct{}{}
+	dead.visit = time.AfterFunc(visitEvery, func() { g.look(dead) })
 }
 
-func (g *graves) visit(c *connection, w *writer, ended time.Time) {
+func (g *graves) look(dead *grave) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.closed {
 		return
 	}
+	c, w := dead.conn, dead.w
 	switch {
 	case w.outstanding.Load() == 0:
 	case c.closed():
 		w.abandon()
-	case c.streams.Load() == 0 && time.Since(ended) >= stuckGrace || g.budget.Short():
+	case !dead.reset && dead.quiet() || g.budget.Short():
 		c.conn.Close() // the error would tell nobody anything
 		w.abandon()
 	default: // the client may still read
-		g.timers[w].Reset(visitEvery)
+		dead.visit.Reset(visitEvery)
 		return
 	}
-	delete(g.timers, w)
+	delete(g.all, dead)
+}
+
+// quiet says that nobody has used the connection for long enough.
+func (d *grave) quiet() bool {
+	return d.conn.streams.Load() == 0 && d.conn.calls.Load() == d.calls && time.Since(d.ended) >= stuckGrace
 }
 
 func (g *graves) close() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.closed = true
-	for w, t := range g.timers {
-		t.Stop()
-		w.abandon()
+	for dead := range g.all {
+		dead.visit.Stop()
+		dead.w.abandon()
 	}
 }
