@@ -36,7 +36,7 @@ func revocationOf(r *runnelv1.Revocation) Revocation {
 // Admin makes one call of AdminService: f gets a generated client, and a context that carries what the client's calls carry. It is repeated
 // while it fails in a way that passes, for the connect timeout.
 func Admin[T any](ctx context.Context, c *Client, f func(context.Context, runnelv1.AdminServiceClient) (T, error)) (T, error) {
-	return call(ctx, c, func(ctx context.Context) (T, error) { return f(ctx, c.admin) })
+	return call(ctx, c, func(ctx context.Context, l *link) (T, error) { return f(ctx, l.admin) })
 }
 
 // Revoke cuts off a client, a subject or a token at once, and keeps it off, also after a restart of the server; a token that the subject
@@ -47,7 +47,7 @@ func (c *Client) Revoke(ctx context.Context, kind RevokedKind, value string, unt
 	if !until.IsZero() {
 		r.UntilMs = until.UnixMilli()
 	}
-	res, err := call(ctx, c, func(ctx context.Context) (*runnelv1.RevokeResponse, error) { return c.admin.Revoke(ctx, r) })
+	res, err := call(ctx, c, func(ctx context.Context, l *link) (*runnelv1.RevokeResponse, error) { return l.admin.Revoke(ctx, r) })
 	if err != nil {
 		return Revocation{}, 0, err
 	}
@@ -56,16 +56,16 @@ func (c *Client) Revoke(ctx context.Context, kind RevokedKind, value string, unt
 
 // Restore takes a revocation back; NOT_REVOKED if there is none.
 func (c *Client) Restore(ctx context.Context, kind RevokedKind, value string) error {
-	_, err := call(ctx, c, func(ctx context.Context) (*runnelv1.RestoreResponse, error) {
-		return c.admin.Restore(ctx, &runnelv1.RestoreRequest{Kind: kind, Value: value})
+	_, err := call(ctx, c, func(ctx context.Context, l *link) (*runnelv1.RestoreResponse, error) {
+		return l.admin.Restore(ctx, &runnelv1.RestoreRequest{Kind: kind, Value: value})
 	})
 	return err
 }
 
 // Revocations lists what is in force, oldest first.
 func (c *Client) Revocations(ctx context.Context) ([]Revocation, error) {
-	res, err := call(ctx, c, func(ctx context.Context) (*runnelv1.ListRevocationsResponse, error) {
-		return c.admin.ListRevocations(ctx, &runnelv1.ListRevocationsRequest{})
+	res, err := call(ctx, c, func(ctx context.Context, l *link) (*runnelv1.ListRevocationsResponse, error) {
+		return l.admin.ListRevocations(ctx, &runnelv1.ListRevocationsRequest{})
 	})
 	if err != nil {
 		return nil, err

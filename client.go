@@ -18,15 +18,18 @@ import (
 	"github.com/runnelhq/runnel/internal/id"
 )
 
-// Client talks to one server, over one connection that it keeps up.
+// Client talks to one server, over one connection that it keeps up. A server that stops may send it to another.
 type Client struct {
-	conn  *grpc.ClientConn
-	api   runnelv1.StreamServiceClient
-	admin runnelv1.AdminServiceClient
-	o     options
-	ids   *id.Source
+	target  string
+	dialing []grpc.DialOption
+	o       options
+	ids     *id.Source
 	// tokens is nil without a source.
 	tokens *tokens
+
+	mu        sync.Mutex
+	link      *link
+	endpoints []string // where else a server has said that clients may go
 
 	ctx  context.Context
 	stop context.CancelFunc
@@ -92,7 +95,7 @@ func Dial(target string, opts ...Option) (*Client, error) {
 	if c.o.compression != "" {
 		calls = append(calls, grpc.UseCompressor(c.o.compression))
 	}
-	dial := append([]grpc.DialOption{
+	c.target, c.dialing = target, append([]grpc.DialOption{
 		grpc.WithTransportCredentials(c.o.credentials),
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 30 * time.Second, Timeout: 10 * time.Second, PermitWithoutStream: true}),
 		grpc.WithConnectParams(grpc.ConnectParams{
@@ -104,11 +107,10 @@ func Dial(target string, opts ...Option) (*Client, error) {
 		grpc.WithDefaultCallOptions(calls...),
 		grpc.WithDisableRetry(), // retries are ours: they know what may be sent again
 	}, c.o.dial...)
-	conn, err := grpc.NewClient(target, dial...)
-	if err != nil {
+	var err error
+	if c.link, err = c.dial(target); err != nil {
 		return nil, fmt.Errorf("bad server address %q: %w", target, err)
 	}
-	c.conn, c.api, c.admin = conn, runnelv1.NewStreamServiceClient(conn), runnelv1.NewAdminServiceClient(conn)
 	c.ctx, c.stop = context.WithCancel(context.Background())
 	return c, nil
 }
@@ -116,21 +118,27 @@ func Dial(target string, opts ...Option) (*Client, error) {
 // Close ends everything that was made with the client and waits for it.
 func (c *Client) Close() error {
 	c.stop()
-	err := c.conn.Close()
+	c.mu.Lock()
+	l := c.link
+	c.mu.Unlock()
+	err := l.conn.Close()
 	c.group.Wait()
 	return err
 }
 
 // call repeats a unary call while it fails in a way that passes, until ctx ends or the connect timeout is over.
-func call[T any](ctx context.Context, c *Client, f func(context.Context) (T, error)) (T, error) {
+func call[T any](ctx context.Context, c *Client, f func(context.Context, *link) (T, error)) (T, error) {
 	var b retry
 	refused := ""
 	for deadline := time.Now().Add(c.o.connectTimeout); ; {
 		var res T
 		out, token, err := c.outgoing(ctx, refused)
 		if err == nil {
-			res, err = f(out)
+			l := c.use()
+			res, err = f(out, l)
 			err = wrap(ctx, err)
+			c.failed(l, err)
+			c.done(l)
 		}
 		if c.unauthenticated(err) && refused == "" {
 			refused = token // once: another may be taken
@@ -219,7 +227,7 @@ func (c *Client) Publish(ctx context.Context, topic string, payload []byte, opts
 	if err != nil {
 		return Ack{}, err
 	}
-	res, err := call(ctx, c, func(ctx context.Context) (*runnelv1.PublishResponse, error) { return c.api.Publish(ctx, r) })
+	res, err := call(ctx, c, func(ctx context.Context, l *link) (*runnelv1.PublishResponse, error) { return l.api.Publish(ctx, r) })
 	if err != nil {
 		return Ack{}, err
 	}
@@ -246,8 +254,8 @@ func topicOf(t *runnelv1.Topic) Topic {
 
 // Topic describes one topic; one without retained events has zeros.
 func (c *Client) Topic(ctx context.Context, name string) (Topic, error) {
-	t, err := call(ctx, c, func(ctx context.Context) (*runnelv1.Topic, error) {
-		return c.api.GetTopic(ctx, &runnelv1.GetTopicRequest{Topic: name})
+	t, err := call(ctx, c, func(ctx context.Context, l *link) (*runnelv1.Topic, error) {
+		return l.api.GetTopic(ctx, &runnelv1.GetTopicRequest{Topic: name})
 	})
 	if err != nil {
 		return Topic{}, err
@@ -260,7 +268,9 @@ func (c *Client) Topics(ctx context.Context, pattern string) iter.Seq2[Topic, er
 	return func(yield func(Topic, error) bool) {
 		r := &runnelv1.ListTopicsRequest{Pattern: pattern, PageSize: 1000}
 		for {
-			page, err := call(ctx, c, func(ctx context.Context) (*runnelv1.ListTopicsResponse, error) { return c.api.ListTopics(ctx, r) })
+			page, err := call(ctx, c, func(ctx context.Context, l *link) (*runnelv1.ListTopicsResponse, error) {
+				return l.api.ListTopics(ctx, r)
+			})
 			if err != nil {
 				yield(Topic{}, err)
 				return

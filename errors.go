@@ -28,6 +28,8 @@ const (
 	ReasonTokenExpired     = "TOKEN_EXPIRED"
 	ReasonPermissionDenied = "PERMISSION_DENIED"
 	ReasonLimitReached     = "LIMIT_REACHED"
+
+	reasonDraining = "DRAINING"
 )
 
 // ErrClosed is returned by whatever was closed by the application.

@@ -109,7 +109,9 @@ func (h *history) read(ctx context.Context) error {
 		return err
 	}
 	h.token = token
-	stream, err := h.c.api.ReadHistory(out, h.r)
+	l := h.c.use()
+	defer h.c.done(l)
+	stream, err := l.api.ReadHistory(out, h.r)
 	if err != nil {
 		return wrap(ctx, err)
 	}

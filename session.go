@@ -152,62 +152,142 @@ func (s *Session) run() {
 	}
 }
 
-// connect opens a stream and serves it until it breaks.
+// connect opens a stream and serves it, and those that take its place, until one breaks.
 func (s *Session) connect() error {
-	ctx, cancel := context.WithCancel(s.ctx)
-	defer cancel()
-	// A dead server cannot say so: whoever is silent for too long is taken for dead, from the first moment on.
-	watch := time.AfterFunc(deadAfter, cancel)
-	defer watch.Stop()
-	if err := s.fillSnapshots(ctx); err != nil {
+	if err := s.fillSnapshots(s.ctx); err != nil {
 		return err
 	}
-	out, token, err := s.c.outgoing(ctx, s.refused)
-	if err != nil {
-		return err
-	}
+	l := s.c.use()
+	one, token, err := s.open(s.ctx, l, s.refused)
 	s.token = token
-	stream, err := s.c.api.EstablishStream(out)
 	if err != nil {
-		return wrap(s.ctx, err)
+		s.c.failed(l, err)
+		s.c.done(l)
+		return err
 	}
-	var sender sync.WaitGroup
-	defer sender.Wait()
-	defer cancel()
-	var m response
+	for moved := false; ; moved = true {
+		next, err := s.serve(one, moved)
+		if next == nil {
+			return err
+		}
+		one, s.token = next, next.token
+		if err := s.fillSnapshots(s.ctx); err != nil {
+			one.close(s)
+			return err
+		}
+	}
+}
+
+// opened is a stream that the server has welcomed.
+type opened struct {
+	stream runnelv1.StreamService_EstablishStreamClient
+	link   *link
+	token  string
+	first  response // with Welcome
+	cancel context.CancelFunc
+	ctx    context.Context
+	watch  *time.Timer // cuts a server that says nothing
+}
+
+func (o *opened) close(s *Session) {
+	o.watch.Stop()
+	o.cancel()
+	s.c.done(o.link)
+}
+
+// open opens a stream on a link, which is the stream's if there is no error, and returns the token it was tried with. The stream lives
+// as long as ctx.
+func (s *Session) open(ctx context.Context, l *link, refused string) (_ *opened, token string, err error) {
+	o := &opened{link: l}
+	o.ctx, o.cancel = context.WithCancel(ctx)
+	// A dead server cannot say so: whoever is silent for too long is taken for dead, from the first moment on.
+	o.watch = time.AfterFunc(deadAfter, o.cancel)
+	defer func() {
+		if err != nil {
+			o.watch.Stop()
+			o.cancel()
+		}
+	}()
+	out, token, err := s.c.outgoing(o.ctx, refused)
+	if err != nil {
+		return nil, "", err
+	}
+	o.token = token
+	if o.stream, err = l.api.EstablishStream(out); err != nil {
+		return nil, token, wrap(ctx, err)
+	}
 	for {
-		if err := stream.RecvMsg(&m); err != nil {
-			if ctx.Err() != nil && s.ctx.Err() == nil {
-				err = status.Errorf(codes.Unavailable, "the server has said nothing for %v", deadAfter)
-			}
-			return wrap(s.ctx, err)
+		if err := o.stream.RecvMsg(&o.first); err != nil {
+			return nil, token, o.wrap(ctx, err)
 		}
-		watch.Reset(deadAfter)
-		for _, c := range m.controls {
-			if c.GetWelcome() != nil {
-				s.resume()
-				s.refused = ""
-				sender.Go(func() { s.write(ctx, stream) })
-				if s.c.tokens != nil {
-					r := &renewing{s: s, used: token, soon: make(chan struct{}, 1)}
-					s.expiring = r.soon
-					sender.Go(func() { r.run(ctx) })
-				}
-			}
-			if err := s.control(c); err != nil {
-				return err
-			}
-		}
-		for _, d := range m.deliveries {
-			if sub := s.subscription(d.subscription); sub != nil {
-				sub.deliver(ctx, d.events)
+		for _, c := range o.first.controls {
+			if w := c.GetWelcome(); w != nil {
+				s.c.learn(w.GetEndpoints())
+				return o, token, nil
 			}
 		}
 	}
 }
 
+// wrap says why the stream broke. ctx is what it was opened with.
+func (o *opened) wrap(ctx context.Context, err error) error {
+	if o.ctx.Err() != nil && ctx.Err() == nil {
+		err = status.Errorf(codes.Unavailable, "the server has said nothing for %v", deadAfter)
+	}
+	return wrap(ctx, err)
+}
+
+// serve serves a stream until it breaks, or another that is to take its place is ready: then that is returned.
+func (s *Session) serve(o *opened, moved bool) (next *opened, err error) {
+	var workers sync.WaitGroup
+	var mv *mover // nil: nobody has asked the session to move
+	defer func() {
+		o.cancel()
+		workers.Wait()
+		o.close(s)
+		if mv != nil {
+			next = mv.next
+		}
+		if next != nil && s.ctx.Err() != nil {
+			next.close(s)
+			next = nil
+		}
+	}()
+	s.refused = ""
+	s.resume(moved)
+	workers.Go(func() { s.write(o.ctx, o.stream) })
+	s.expiring = nil
+	if s.c.tokens != nil {
+		r := &renewing{s: s, used: o.token, soon: make(chan struct{}, 1)}
+		s.expiring = r.soon
+		workers.Go(func() { r.run(o.ctx) })
+	}
+	for m := &o.first; ; {
+		for _, c := range m.controls {
+			d := c.GetDrain()
+			if d.GetWithinMs() > 0 && mv == nil {
+				s.c.learn(d.GetEndpoints())
+				mv = &mover{s: s, from: o, endpoints: d.GetEndpoints(), within: time.Duration(d.GetWithinMs()) * time.Millisecond}
+				workers.Go(mv.run)
+			}
+			if err := s.control(c); err != nil {
+				return nil, err
+			}
+		}
+		for _, d := range m.deliveries {
+			if sub := s.subscription(d.subscription); sub != nil {
+				sub.deliver(o.ctx, d.events)
+			}
+		}
+		if err := o.stream.RecvMsg(m); err != nil {
+			return nil, o.wrap(s.ctx, err)
+		}
+		o.watch.Reset(deadAfter)
+	}
+}
+
 // resume queues what a new connection needs: all subscriptions where they were, all publishes not acknowledged.
-func (s *Session) resume() {
+func (s *Session) resume(moved bool) {
 	s.mu.Lock()
 	s.out = nil
 	ids := make([]uint32, 0, len(s.subs))
@@ -227,7 +307,9 @@ func (s *Session) resume() {
 		close(s.first)
 	}
 	s.mu.Unlock()
-	s.onState(StateLive)
+	if !moved { // else the application is as live as it was
+		s.onState(StateLive)
+	}
 }
 
 func (s *Session) subscribeLocked(sub *Subscription) {
@@ -310,6 +392,9 @@ func (s *Session) control(c *runnelv1.Control) error {
 			s.drop(m.Unsubscribed.GetSubscription(), fromStatus(status.FromProto(st)))
 		}
 	case *runnelv1.Control_Drain:
+		if m.Drain.GetWithinMs() > 0 {
+			return nil // there is time to begin elsewhere first
+		}
 		return &Error{Code: codes.Unavailable, Message: "the server asks to move: " + m.Drain.GetReason()}
 	}
 	return nil

@@ -447,7 +447,9 @@ func (sub *Subscription) fillSnapshot(ctx context.Context) error {
 		return err
 	}
 	sub.s.token = token
-	stream, err := sub.s.c.api.ReadHistory(out, &runnelv1.ReadHistoryRequest{
+	l := sub.s.c.use()
+	defer sub.s.c.done(l)
+	stream, err := l.api.ReadHistory(out, &runnelv1.ReadHistoryRequest{
 		Pattern: sub.want.GetPattern(), Start: Last().at, ToOffset: sub.snapshot.Offset,
 	})
 	if err != nil {

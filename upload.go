@@ -33,10 +33,13 @@ func (c *Client) Upload(ctx context.Context) (*Upload, error) {
 	if err != nil {
 		return nil, err
 	}
-	stream, err := c.api.PublishStream(out)
+	l := c.use()
+	stream, err := l.api.PublishStream(out)
 	if err != nil {
+		c.done(l)
 		return nil, wrap(ctx, err)
 	}
+	context.AfterFunc(stream.Context(), func() { c.done(l) })
 	return &Upload{ctx, stream}, nil
 }
 

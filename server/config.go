@@ -23,6 +23,9 @@ type Config struct {
 	DrainTimeout time.Duration // at most this until a stop is forced; default 30 s
 	DrainSpread  time.Duration // sessions are told to move one after the other over this time; default 2 s, at most half of DrainTimeout
 	SendTimeout  time.Duration // a client that takes nothing for this long is cut; default 30 s
+	// DrainNotice is how long a session that is told to move goes on, so that its client can begin elsewhere first. Default 2 s where there is
+	// somewhere to go, that is with Endpoints or MaxStreamAge, else 0; at most a quarter of DrainTimeout.
+	DrainNotice time.Duration
 	// MaxStreamAge ends sessions that are older, give or take a quarter, so that clients spread over servers that were added; 0: no limit.
 	MaxStreamAge time.Duration
 	// Endpoints are the addresses of servers that clients may go to, which they are told when they come and when they have to move.
@@ -156,6 +159,10 @@ func (c Config) withDefaults() (Config, error) {
 	set(&c.DrainTimeout, 30*time.Second)
 	set(&c.DrainSpread, 2*time.Second)
 	c.DrainSpread = min(c.DrainSpread, c.DrainTimeout/2)
+	if len(c.Endpoints) > 0 || c.MaxStreamAge > 0 {
+		set(&c.DrainNotice, 2*time.Second)
+	}
+	c.DrainNotice = min(c.DrainNotice, c.DrainTimeout/4)
 	set(&c.SendTimeout, 30*time.Second)
 	set(&c.Limits.MaxPayloadBytes, 1<<20)
 	set(&c.Limits.MaxHeadersBytes, 16<<10)

@@ -19,12 +19,13 @@ import (
 	"github.com/runnelhq/runnel/internal/session"
 )
 
-// Config is fixed for a Service's life. All fields but Budget, Endpoints, MaxAge and Meter are required.
+// Config is fixed for a Service's life. All fields but Budget, Endpoints, MaxAge, Notice and Meter are required.
 type Config struct {
 	Heartbeat   time.Duration
 	Silence     time.Duration
 	SendTimeout time.Duration
 	MaxAge      time.Duration // of a session, give or take a quarter; 0: no limit
+	Notice      time.Duration // how long a session goes on that was told to move; 0: it ends at once
 	Endpoints   []string      // where clients may go
 	Logger      *slog.Logger
 	Budget      *budget.Budget // what is held for clients counts against it
@@ -45,12 +46,13 @@ type Service struct {
 
 	mu       sync.Mutex
 	draining bool
+	empty    chan struct{}                // closed when it drains and the last session has gone
 	sessions map[*session.Session]*stream // nil: it is about to begin
 }
 
 // New returns a Service. Close must be called after the grpc server has stopped.
 func New(b *broker.Broker, r *session.Replayer, cfg Config) *Service {
-	return &Service{broker: b, replayer: r, cfg: cfg, graves: graves{budget: cfg.Budget}, pump: newPump(), sessions: map[*session.Session]*stream{}}
+	return &Service{broker: b, replayer: r, cfg: cfg, graves: graves{budget: cfg.Budget}, pump: newPump(), empty: make(chan struct{}), sessions: map[*session.Session]*stream{}}
 }
 
 // Run writes what streams have to send, until ctx ends. Streams live no longer.
@@ -62,7 +64,8 @@ func (s *Service) Close() {
 	s.receivers.Wait()
 }
 
-// Drain tells every session to move and ends it, spread evenly over a time, and refuses new streams.
+// Drain refuses new streams, tells every session to move, spread evenly over a time, and returns when all have gone or their notice is
+// over, at the latest when ctx ends. It may be called once.
 func (s *Service) Drain(ctx context.Context, spread time.Duration) {
 	s.mu.Lock()
 	s.draining = true
@@ -70,10 +73,10 @@ func (s *Service) Drain(ctx context.Context, spread time.Duration) {
 	for one := range s.sessions {
 		all = append(all, one)
 	}
+	s.doneLocked()
 	s.mu.Unlock()
 	for i, one := range all {
-		one.Control(&runnelv1.Control{Control: &runnelv1.Control_Drain{Drain: &runnelv1.Drain{Reason: ErrDraining.Error(), Endpoints: s.cfg.Endpoints}}})
-		one.End(ErrDraining)
+		s.move(one, ErrDraining)
 		if i%64 != 63 {
 			continue
 		}
@@ -82,6 +85,43 @@ func (s *Service) Drain(ctx context.Context, spread time.Duration) {
 		case <-ctx.Done(): // hurry
 		}
 	}
+	notice := time.NewTimer(s.cfg.Notice)
+	defer notice.Stop()
+	select {
+	case <-s.empty:
+	case <-notice.C:
+	case <-ctx.Done():
+	}
+}
+
+// doneLocked says so when there is nobody left to drain.
+func (s *Service) doneLocked() {
+	if !s.draining || len(s.sessions) > 0 {
+		return
+	}
+	select {
+	case <-s.empty:
+	default:
+		close(s.empty)
+	}
+}
+
+// move tells a session to go elsewhere, and ends it when its notice is over.
+func (s *Service) move(one *session.Session, why error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	st, open := s.sessions[one]
+	if !open || st != nil && st.notice != nil {
+		return
+	}
+	one.Control(&runnelv1.Control{Control: &runnelv1.Control_Drain{
+		Drain: &runnelv1.Drain{WithinMs: uint32(s.cfg.Notice.Milliseconds()), Endpoints: s.cfg.Endpoints, Reason: why.Error()},
+	}})
+	if st == nil || s.cfg.Notice == 0 {
+		one.End(why)
+		return
+	}
+	st.notice = time.AfterFunc(s.cfg.Notice, func() { one.End(why) })
 }
 
 func (s *Service) open(interactive bool, wake func()) (*session.Session, error) {
@@ -107,7 +147,11 @@ func (s *Service) open(interactive bool, wake func()) (*session.Session, error) 
 
 func (s *Service) leave(one *session.Session) {
 	s.mu.Lock()
+	if st := s.sessions[one]; st != nil && st.notice != nil {
+		st.notice.Stop()
+	}
 	delete(s.sessions, one)
+	s.doneLocked()
 	s.mu.Unlock()
 	one.Close()
 }

@@ -30,6 +30,8 @@ type stream struct {
 	out  *outlet
 	conn *connection
 	age  *time.Timer // ends the session when it is old; nil: it may get as old as it likes
+	// notice ends the session that was told to move; nil: it was not. Guarded by the service's mu.
+	notice *time.Timer
 }
 
 func (s *Service) begin(g grpc.ServerStream, interactive bool) (*stream, error) {
@@ -82,12 +84,7 @@ func (st *stream) limitAge() {
 		return
 	}
 	spread := most / 4
-	st.age = time.AfterFunc(most-spread+rand.N(2*spread+1), func() {
-		st.one.Control(&runnelv1.Control{Control: &runnelv1.Control_Drain{
-			Drain: &runnelv1.Drain{Reason: errAged.Error(), Endpoints: st.s.cfg.Endpoints},
-		}})
-		st.one.End(errAged)
-	})
+	st.age = time.AfterFunc(most-spread+rand.N(2*spread+1), func() { st.s.move(st.one, errAged) })
 }
 
 // errAged ends sessions that are older than sessions may get.
