@@ -283,11 +283,3 @@ func (n Namespace) over(d Namespace) (Namespace, error) {
 	}
 	return n, nil
 }
-
-// namespace is a namespace's configuration; false if there is none.
-func (c *Config) namespace(name string) (Namespace, bool) {
-	if n, ok := c.Namespaces[name]; ok {
-		return n, true
-	}
-	return c.Defaults, c.Dev
-}

@@ -219,6 +219,25 @@ func TestSessionLimits(t *testing.T) {
 	}
 }
 
+// run runs a server until the test ends.
+func run(t *testing.T, cfg server.Config) *server.Server {
+	t.Helper()
+	s, err := server.New(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	var running errgroup.Group
+	running.Go(func() error { return s.Run(ctx) })
+	t.Cleanup(func() {
+		cancel()
+		if err := running.Wait(); err != nil {
+			t.Error(err)
+		}
+	})
+	return s
+}
+
 // New roles and limits act on those who are here; a configuration that is wrong changes nothing.
 func TestReload(t *testing.T) {
 	id := newAuthority(t)
@@ -227,19 +246,7 @@ func TestReload(t *testing.T) {
 		Roles:      map[string]server.Role{"all": {Authenticated: true, Subscribe: []string{"a.>"}, Publish: []string{"a.>"}, History: []string{"a.>"}}},
 		Namespaces: map[string]server.Namespace{"a": {History: "memory"}},
 	}
-	s, err := server.New(cfg)
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(t.Context())
-	var running errgroup.Group
-	running.Go(func() error { return s.Run(ctx) })
-	defer func() {
-		cancel()
-		if err := running.Wait(); err != nil {
-			t.Error(err)
-		}
-	}()
+	s := run(t, cfg)
 	c := newClients(t, s.Addr().String())
 	as := bearer(t.Context(), id.token(t, "x", time.Hour, nil))
 	stream, err := c.EstablishStream(as)
@@ -270,7 +277,7 @@ func TestReload(t *testing.T) {
 		t.Errorf("a bad configuration has changed something: %v", err)
 	}
 	restart, err := s.Reload(narrow)
-	if err != nil || !slices.Equal(restart, []string{"SendTimeout"}) {
+	if err != nil || !slices.Equal(restart, []string{"send_timeout"}) {
 		t.Errorf("needs a restart: %v, %v", restart, err)
 	}
 	if err := control(stream, func(c *runnelv1.Control) bool {

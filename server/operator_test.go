@@ -134,7 +134,7 @@ func TestOperator(t *testing.T) {
 			t.Errorf("%s: %v", namespace, err)
 		}
 	}
-	if r, err := c.admin.Reload(t.Context(), &runnelv1.ReloadRequest{}); err != nil || len(r.GetRestart()) != 1 || r.GetRestart()[0] != "DrainTimeout" {
+	if r, err := c.admin.Reload(t.Context(), &runnelv1.ReloadRequest{}); err != nil || len(r.GetRestart()) != 1 || r.GetRestart()[0] != "drain_timeout" {
 		t.Errorf("%v, %v", r, err)
 	}
 	wrong = errors.New("runnel.yaml:3: that is wrong")

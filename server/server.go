@@ -59,6 +59,7 @@ type Server struct {
 	meter    session.Meter
 	accepted atomic.Uint64                   // events published
 	api      atomic.Pointer[grpcapi.Service] // nil before Run
+	spaces   atomic.Pointer[spaces]
 	started  time.Time
 	stopping chan struct{} // closed when an operator drains
 	stopOnce sync.Once
@@ -75,6 +76,7 @@ func New(cfg Config) (*Server, error) {
 		return nil, err
 	}
 	s := &Server{cfg: cfg, listener: cfg.Listener, metrics: admin.NewMetrics(admin.Words{Kinds: grpcapi.Kinds(), Results: broker.Results, Durabilities: broker.Durabilities()}), health: health.NewServer(), started: time.Now(), stopping: make(chan struct{})}
+	s.spaces.Store(newSpaces(&cfg))
 	if s.security, err = newSecurity(&cfg); err != nil {
 		return nil, err
 	}
@@ -116,7 +118,7 @@ func listen(address, flag string) (net.Listener, error) {
 }
 
 func (s *Server) engineConfig(name string) (engine.Config, bool) {
-	n, ok := s.cfg.namespace(name)
+	n, ok := s.spaces.Load().of(name)
 	return engine.Config{
 		History: engine.History(n.History), MaxEvents: n.MaxEvents, MaxBytes: n.MaxBytes, MaxAge: n.MaxAge,
 		DedupWindow: n.DedupWindow, DedupIDs: n.DedupIDs,
@@ -124,7 +126,7 @@ func (s *Server) engineConfig(name string) (engine.Config, bool) {
 }
 
 func (s *Server) rules(name string) broker.Rules {
-	n, _ := s.cfg.namespace(name)
+	n, _ := s.spaces.Load().of(name)
 	r := broker.Rules{Overflow: policies[n.Overflow], MaxLag: n.MaxLag, MaxLagAge: n.MaxLagAge}
 	for _, p := range n.Policies {
 		r.Allowed = append(r.Allowed, policies[p])

@@ -324,7 +324,7 @@ func (a *app) adminDrain() *cobra.Command {
 
 func (a *app) adminReload() *cobra.Command {
 	return &cobra.Command{
-		Use: "reload", Short: "Read roles and limits again", Args: args(0, 0, "no arguments"),
+		Use: "reload", Short: "Read roles, limits and namespaces again", Args: args(0, 0, "no arguments"),
 		RunE: func(c *cobra.Command, _ []string) error {
 			r, err := operate(c.Context(), a, func(ctx context.Context, s runnelv1.AdminServiceClient) (*runnelv1.ReloadResponse, error) {
 				return s.Reload(ctx, &runnelv1.ReloadRequest{})
@@ -332,7 +332,7 @@ func (a *app) adminReload() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			text := "roles and limits were reloaded"
+			text := "roles, limits and namespaces were reloaded"
 			if len(r.GetRestart()) > 0 {
 				text += "; what else has changed needs a restart: " + strings.Join(r.GetRestart(), ", ")
 			}

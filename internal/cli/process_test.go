@@ -292,7 +292,7 @@ func TestHangup(t *testing.T) {
 	p.await(`level=ERROR msg="the configuration was not reloaded" err="[^\n]*runnel.yaml:5: limits.client_publish_rate`)
 	write(base + "limits:\n  client_publish_rate: 5\n")
 	p.signal(syscall.SIGHUP)
-	p.await(`level=INFO msg="roles, limits and the log level were reloaded"`)
+	p.await(`level=INFO msg="roles, limits, namespaces and the log level were reloaded"`)
 	write(base + "send_timeout: 7s\n")
 	p.signal(syscall.SIGHUP)
 	p.await(`level=WARN [^\n]* changed=\[SendTimeout\]`)

@@ -23,7 +23,7 @@ func (a *app) serve() *cobra.Command {
 		Use:   "serve",
 		Short: "Run the server",
 		Long: "Run the server until it is interrupted; then clients are told to move, and are cut after at most 30 s. A second\n" +
-			"interrupt ends it at once. Every acknowledged event is kept either way, as its namespace promises. SIGHUP reads roles, limits and the log level\n" +
+			"interrupt ends it at once. Every acknowledged event is kept either way, as its namespace promises. SIGHUP reads roles, limits, namespaces and the log level\n" +
 			"again; certificates and keys are read again by themselves.",
 		Example: "  runnel serve --dev\n  runnel serve --config runnel.yaml",
 		Args:    args(0, 0, "no arguments"),
@@ -106,9 +106,9 @@ func reload(s *server.Server, read func() (server.Config, error), logger *slog.L
 			logger.Error("the configuration was not reloaded", "err", strings.TrimSpace(problem))
 		}
 	case len(restart) > 0:
-		logger.Warn("roles, limits and the log level were reloaded; what else has changed needs a restart", "changed", restart)
+		logger.Warn("roles, limits, namespaces and the log level were reloaded; what else has changed needs a restart", "changed", restart)
 	default:
-		logger.Info("roles, limits and the log level were reloaded")
+		logger.Info("roles, limits, namespaces and the log level were reloaded")
 	}
 }
 

@@ -271,7 +271,7 @@ func (r *round) write(t *trim) error {
 		return err
 	}
 	scope := marks{l: l, db: r.db, head: r.next - 1, total: r.total, first: r.first, pending: r.marks}
-	if err := t.advance(l.cfg, scope, l.e.o.Now()); err != nil {
+	if err := t.advance(*l.limits.Load(), scope, l.e.o.Now()); err != nil {
 		return readError(err)
 	}
 	if t.oldest != l.trim.oldest {
@@ -279,7 +279,7 @@ func (r *round) write(t *trim) error {
 			return err
 		}
 	}
-	return l.st.apply(r.b, levelOf(l.cfg.History))
+	return l.st.apply(r.b, levelOf(l.history))
 }
 
 // deliver moves the head and hands the events to the tails.

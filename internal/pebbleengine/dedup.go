@@ -58,14 +58,20 @@ type dedup struct {
 }
 
 func newDedup(cfg engine.Config) *dedup {
-	d := &dedup{window: cfg.DedupWindow.Milliseconds(), most: cfg.DedupIDs, known: map[idHash]first{}}
+	d := &dedup{known: map[idHash]first{}}
+	d.limit(cfg)
+	return d
+}
+
+// limit says how long and how many ids are remembered, from the next forgetting on.
+func (d *dedup) limit(cfg engine.Config) {
+	d.window, d.most = cfg.DedupWindow.Milliseconds(), cfg.DedupIDs
 	if d.window <= 0 {
 		d.window = defaultDedupWindow.Milliseconds()
 	}
 	if d.most <= 0 {
 		d.most = defaultDedupIDs
 	}
-	return d
 }
 
 func (d *dedup) find(id idHash, now int64) (first, bool) {

@@ -14,6 +14,8 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -29,7 +31,7 @@ import (
 type Options struct {
 	Dir string // created if missing, mode 0700
 	// Namespace returns a namespace's configuration, or false if there is no such namespace. It is called on a namespace's
-	// first use. A namespace may change between disk and os from one start to the next and keeps its events.
+	// first use, and by Configure. A namespace may change between disk and os from one start to the next and keeps its events.
 	Namespace func(name string) (engine.Config, bool)
 	Logger    *slog.Logger
 	// MaxNamespaces bounds how many namespaces are open; 0: 1,000.
@@ -175,6 +177,23 @@ func (e *Engine) open(namespace string, o *opening) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	delete(e.opens, namespace)
+}
+
+// Configure asks for the configurations of all open namespaces again and puts their limits in force, soon. Their history stays as it is,
+// and so does a namespace that is gone. Of two calls at once either may be the one whose limits stay.
+func (e *Engine) Configure() {
+	e.mu.Lock()
+	opens := slices.Collect(maps.Values(e.opens))
+	e.mu.Unlock()
+	for _, o := range opens {
+		<-o.done // what is about to be opened may have asked before
+		if o.log == nil {
+			continue
+		}
+		if cfg, ok := e.o.Namespace(o.log.name); ok {
+			o.log.limit(cfg)
+		}
+	}
 }
 
 func (e *Engine) openLog(namespace string) (*log, error) {

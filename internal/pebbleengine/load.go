@@ -78,7 +78,7 @@ func (l *log) load(db *pebble.DB) error {
 		return err
 	}
 	now := max(l.e.o.Now().UnixMilli(), last.time)
-	ids := newDedup(l.cfg)
+	ids := newDedup(*l.limits.Load())
 	if err := ids.load(db, l.id, now); err != nil {
 		return err
 	}
@@ -89,7 +89,7 @@ func (l *log) load(db *pebble.DB) error {
 	epochs = append(epochs, epoch{newEpoch(), last.offset + 1})
 	epochs = epochs[max(0, len(epochs)-maxEpochs):]
 	scope := marks{l: l, db: db, head: last.offset, total: last.total}
-	if err := t.advance(l.cfg, scope, l.e.o.Now()); err != nil {
+	if err := t.advance(*l.limits.Load(), scope, l.e.o.Now()); err != nil {
 		return err
 	}
 	if err := l.save(db, epochs, t); err != nil {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"math/rand/v2"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/runnelhq/runnel/internal/engine"
@@ -20,7 +21,7 @@ type log struct {
 	e       *Engine
 	name    string
 	id      uint32
-	cfg     engine.Config
+	history engine.History
 	st      *store // nil: nothing is kept
 	queue   chan *request
 	trims   chan *trimming
@@ -32,6 +33,9 @@ type log struct {
 	total    uint64 // bytes of all values ever written
 	ids      *dedup
 	trim     trim
+
+	limits     atomic.Pointer[engine.Config] // its history is not looked at
+	configured chan struct{}                 // receives when limits have changed
 
 	taken chan struct{} // receives when a tail has moved or closed; for logs without history
 
@@ -47,11 +51,22 @@ type log struct {
 var _ engine.Log = (*log)(nil)
 
 func newLog(e *Engine, name string, cfg engine.Config) *log {
-	return &log{
-		e: e, name: name, cfg: cfg,
+	l := &log{
+		e: e, name: name, history: cfg.History, configured: make(chan struct{}, 1),
 		queue: make(chan *request, 256), trims: make(chan *trimming), stopped: make(chan struct{}),
 		next: 1, oldest: 1, ids: newDedup(cfg), tails: map[*tail]struct{}{},
 		moved: make(chan struct{}), taken: make(chan struct{}, 1),
+	}
+	l.limits.Store(&cfg)
+	return l
+}
+
+// limit puts new limits in force, soon.
+func (l *log) limit(cfg engine.Config) {
+	l.limits.Store(&cfg)
+	select {
+	case l.configured <- struct{}{}:
+	default:
 	}
 }
 
@@ -66,7 +81,7 @@ func (l *log) State() engine.State {
 		Epoch:      l.epochLocked(),
 		Oldest:     l.oldest,
 		Head:       l.head,
-		Durability: l.cfg.History.Durability(),
+		Durability: l.history.Durability(),
 		History:    l.st != nil,
 	}
 }
@@ -191,6 +206,9 @@ func (l *log) run() {
 		case r := <-l.queue:
 			l.commit(l.gather(r))
 			l.tidy()
+		case <-l.configured:
+			l.tick()
+			tick.Reset(jitter(l.tickEvery()))
 		case t := <-l.trims:
 			t.err = l.trimTo(t.upTo)
 			close(t.done)
@@ -218,10 +236,11 @@ func (l *log) gather(first *request) []*request {
 
 // tickEvery is how often retention by age and forgotten ids are looked after while nothing is appended.
 func (l *log) tickEvery() time.Duration {
-	if l.cfg.MaxAge == 0 {
+	most := l.limits.Load().MaxAge
+	if most == 0 {
 		return time.Minute
 	}
-	return min(max(l.cfg.MaxAge/10, 50*time.Millisecond), time.Minute)
+	return min(max(most/10, 50*time.Millisecond), time.Minute)
 }
 
 // jitter spreads timers of many namespaces: d, up to a tenth less.

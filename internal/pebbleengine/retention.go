@@ -178,6 +178,7 @@ func search(low, high uint64, over func(uint64) (bool, error)) (uint64, error) {
 // tick applies what the passing of time alone brings about.
 func (l *log) tick() {
 	if l.st == nil {
+		l.ids.limit(*l.limits.Load())
 		l.ids.forget(max(l.e.o.Now().UnixMilli(), l.lastTime))
 		return
 	}
@@ -194,9 +195,10 @@ func (l *log) age() error {
 		return err
 	}
 	defer l.st.release()
+	l.ids.limit(*l.limits.Load())
 	l.ids.forget(max(l.e.o.Now().UnixMilli(), l.lastTime))
 	t := l.trim
-	if err := t.advance(l.cfg, marks{l: l, db: db, head: l.next - 1, total: l.total}, l.e.o.Now()); err != nil {
+	if err := t.advance(*l.limits.Load(), marks{l: l, db: db, head: l.next - 1, total: l.total}, l.e.o.Now()); err != nil {
 		return err
 	}
 	return l.moveTrim(db, t)
@@ -213,7 +215,7 @@ func (l *log) moveTrim(db *pebble.DB, t trim) error {
 	if err := b.Set(metaKey(metaTrim, l.id), t.encode(), nil); err != nil {
 		return err
 	}
-	if err := l.st.apply(b, levelOf(l.cfg.History)); err != nil {
+	if err := l.st.apply(b, levelOf(l.history)); err != nil {
 		return err
 	}
 	l.trim = t

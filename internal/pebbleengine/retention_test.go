@@ -205,3 +205,44 @@ func TestReadersRaceWithTrimming(t *testing.T) {
 	close(done)
 	group.Wait()
 }
+
+// New limits hold for logs that are open: what is beyond them goes at once, and ids are remembered as long as they say.
+func TestConfigure(t *testing.T) {
+	for _, history := range []engine.History{engine.HistoryDisk, engine.HistoryMemory, engine.HistoryNone} {
+		t.Run(string(history), func(t *testing.T) {
+			var cfg atomic.Pointer[engine.Config]
+			cfg.Store(&engine.Config{History: history})
+			var now atomic.Int64
+			now.Store(1e12)
+			o := Options{Dir: "data", FS: vfs.NewMem(), Logger: discard, Now: func() time.Time { return time.UnixMilli(now.Load()) },
+				Namespace: func(string) (engine.Config, bool) { return *cfg.Load(), true }}
+			e, err := Open(o)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer e.Close()
+			l := logOf(t, e, "a")
+			for i := range 100 {
+				add(t, l, entry(t, "a.b", fmt.Sprint(i), "x"))
+			}
+			if r := add(t, l, entry(t, "a.b", "99", "x")); !r[0].Duplicate {
+				t.Errorf("%+v", r)
+			}
+			// The history cannot change while it runs, and is left alone.
+			cfg.Store(&engine.Config{History: engine.HistoryOS, MaxEvents: 10, DedupWindow: time.Second})
+			e.Configure()
+			if history != engine.HistoryNone {
+				eventually(t, "trimmed", func() bool { return l.State().Oldest == 91 })
+			}
+			now.Add(2000)
+			e.Configure() // the clock was moved, so the tick has to be asked for
+			eventually(t, "forgotten", func() bool {
+				r := add(t, l, entry(t, "a.b", "5", "x"))
+				return !r[0].Duplicate
+			})
+			if d := l.State().Durability; d != history.Durability() {
+				t.Errorf("durability %v", d)
+			}
+		})
+	}
+}

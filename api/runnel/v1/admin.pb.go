@@ -1863,7 +1863,7 @@ func (*ReloadRequest) Descriptor() ([]byte, []int) {
 // ReloadResponse says what else has changed.
 type ReloadResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Settings that differ and need a restart.
+	// Settings that differ and need a restart, as a configuration file names them.
 	Restart       []string `protobuf:"bytes,1,rep,name=restart,proto3" json:"restart,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

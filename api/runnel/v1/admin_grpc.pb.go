@@ -66,7 +66,7 @@ type AdminServiceClient interface {
 	TrimNamespace(ctx context.Context, in *TrimNamespaceRequest, opts ...grpc.CallOption) (*TrimNamespaceResponse, error)
 	// Drain tells all sessions to move, ends them, and stops the server, as SIGTERM does. It answers at once.
 	Drain(ctx context.Context, in *DrainRequest, opts ...grpc.CallOption) (*DrainResponse, error)
-	// Reload reads roles and limits again, as SIGHUP does. FAILED_PRECONDITION NOT_RELOADED, with every reason, if the configuration is wrong;
+	// Reload reads roles, limits and namespaces again, as SIGHUP does. FAILED_PRECONDITION NOT_RELOADED, with every reason, if the configuration is wrong;
 	// then nothing changes.
 	Reload(ctx context.Context, in *ReloadRequest, opts ...grpc.CallOption) (*ReloadResponse, error)
 	// GetConfiguration returns the configuration in force, as a file would have it, with where each value comes from. It holds no secrets.
@@ -231,7 +231,7 @@ type AdminServiceServer interface {
 	TrimNamespace(context.Context, *TrimNamespaceRequest) (*TrimNamespaceResponse, error)
 	// Drain tells all sessions to move, ends them, and stops the server, as SIGTERM does. It answers at once.
 	Drain(context.Context, *DrainRequest) (*DrainResponse, error)
-	// Reload reads roles and limits again, as SIGHUP does. FAILED_PRECONDITION NOT_RELOADED, with every reason, if the configuration is wrong;
+	// Reload reads roles, limits and namespaces again, as SIGHUP does. FAILED_PRECONDITION NOT_RELOADED, with every reason, if the configuration is wrong;
 	// then nothing changes.
 	Reload(context.Context, *ReloadRequest) (*ReloadResponse, error)
 	// GetConfiguration returns the configuration in force, as a file would have it, with where each value comes from. It holds no secrets.
