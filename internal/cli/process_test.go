@@ -295,7 +295,7 @@ func TestHangup(t *testing.T) {
 	p.await(`level=INFO msg="roles, limits, namespaces and the log level were reloaded"`)
 	write(base + "send_timeout: 7s\n")
 	p.signal(syscall.SIGHUP)
-	p.await(`level=WARN [^\n]* changed=\[SendTimeout\]`)
+	p.await(`level=WARN [^\n]* changed=\[send_timeout\]`)
 	p.signal(os.Interrupt)
 	p.end(0)
 }
