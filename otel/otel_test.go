@@ -149,14 +149,17 @@ func TestTrace(t *testing.T) {
 	if commit.GetStartTimeUnixNano() < publish.GetStartTimeUnixNano() || commit.GetEndTimeUnixNano() > publish.GetEndTimeUnixNano() {
 		t.Error("the commit is not within the publish")
 	}
-	offset := int64(0)
+	offset, request := int64(0), ""
 	for _, a := range publish.GetAttributes() {
-		if a.GetKey() == "runnel.offset" {
+		switch a.GetKey() {
+		case "runnel.offset":
 			offset = a.GetValue().GetIntValue()
+		case "runnel.request":
+			request = a.GetValue().GetStringValue()
 		}
 	}
-	if offset != int64(ack.Position.Offset) {
-		t.Errorf("offset %d, want %v", offset, ack.Position)
+	if offset != int64(ack.Position.Offset) || request == "" {
+		t.Errorf("offset %d of request %q, want %v", offset, request, ack.Position)
 	}
 }
 

@@ -83,10 +83,10 @@ func (o *operator) Namespaces() (list []*runnelv1.NamespaceInfo) {
 func (o *operator) Trim(ctx context.Context, namespace string, upTo uint64) (uint64, error) {
 	log, err := o.s.engine.Log(namespace)
 	if err != nil {
-		return 0, grpcapi.Status(err)
+		return 0, o.Fail(ctx, err)
 	}
 	oldest, err := log.Trim(ctx, upTo)
-	return oldest, grpcapi.Status(err)
+	return oldest, o.Fail(ctx, err)
 }
 
 // Drain implements admin.Operator.

@@ -188,7 +188,13 @@ func (s *Server) Run(ctx context.Context) error {
 		Published: s.published, Committed: s.metrics.Committed,
 	}
 	if tel != nil {
-		rules.Traced, rules.Trace = telemetry.Traced, tel.Published
+		rules.Traced = telemetry.Traced
+		rules.Trace = func(t broker.Trace) {
+			kind, id := t.By.Origin.Origin()
+			tel.Published(telemetry.Event{
+				Request: t.Request, Response: t.Response, Origin: [2]string{kind, id}, Accepted: t.Accepted, Began: t.Began, Ended: t.Ended,
+			})
+		}
 	}
 	b := broker.New(s.engine, h, rules)
 	api := grpcapi.New(b, replayer, grpcapi.Config{

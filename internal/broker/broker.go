@@ -41,7 +41,15 @@ type Config struct {
 	Committed func(durability string, took time.Duration)
 	// Trace, if set, is called for each event that was stored and that Traced picks, with when it was accepted, and when its commit began and ended.
 	Traced func(*runnelv1.PublishRequest) bool
-	Trace  func(r *runnelv1.PublishRequest, res *runnelv1.PublishResponse, accepted, began, ended time.Time)
+	Trace  func(Trace)
+}
+
+// Trace is what became of one event.
+type Trace struct {
+	Request                *runnelv1.PublishRequest
+	Response               *runnelv1.PublishResponse
+	By                     Caller
+	Accepted, Began, Ended time.Time // the last two of its commit
 }
 
 // maxField is the most bytes of an event id, key or content type.
@@ -55,7 +63,11 @@ type Caller struct {
 	Client string        // id: the publisher of its events
 	Access *auth.Access  // nil: it may do everything
 	Limits *limit.Client // nil: none
+	Origin Origin
 }
+
+// Origin says by which call or session somebody asks: "request" or "session", and its id, as in the log.
+type Origin interface{ Origin() (kind, id string) }
 
 // may is nil if the caller may do one of the verbs on all that p matches. It comes before any look at what exists.
 func (c *Caller) may(p topic.Pattern, verbs ...auth.Verb) error {
@@ -111,7 +123,7 @@ func (b *Broker) Publish(ctx context.Context, who Caller, requests []*runnelv1.P
 	accepted := time.Now()
 	out := b.publish(ctx, who, requests, ordered, func(i int, res *runnelv1.PublishResponse, began, ended time.Time) {
 		if b.cfg.Traced(requests[i]) {
-			b.cfg.Trace(requests[i], res, accepted, began, ended)
+			b.cfg.Trace(Trace{requests[i], res, who, accepted, began, ended})
 		}
 	})
 	b.count(out)

@@ -80,6 +80,9 @@ var table = []row{
 // leastRetry is the shortest time after which a client that hit a limit is asked back.
 const leastRetry = time.Millisecond
 
+// internalError is all that clients learn of faults of our own.
+const internalError = "internal error"
+
 var errAuthOff = errors.New("this server does not authenticate, so there is no token to refresh")
 
 // statusOf translates an error. What is not in the table is the server's own fault and is not shown to the client.
@@ -106,15 +109,7 @@ func statusOf(err error) *status.Status {
 		}
 		return with(status.New(r.code, err.Error()), details...)
 	}
-	return with(status.New(codes.Internal, "internal error"), &errdetails.ErrorInfo{Reason: "INTERNAL", Domain: domain})
-}
-
-// Status is the status that clients get for an error; nil for nil.
-func Status(err error) error {
-	if err == nil {
-		return nil
-	}
-	return statusOf(err).Err()
+	return with(status.New(codes.Internal, internalError), &errdetails.ErrorInfo{Reason: "INTERNAL", Domain: domain})
 }
 
 // reasonOf is the table's word for an error.

@@ -99,6 +99,9 @@ type caller struct {
 	over   bool
 	stream *stream // a session's; nil for other calls
 
+	request string // an id of the call, once somebody has asked for it
+	asked   sync.Once
+
 	// session is its id, set before anybody else knows the caller.
 	session string
 }
@@ -124,7 +127,16 @@ func callerOf(ctx context.Context) (*caller, error) {
 
 // who is the caller as the rules see it, at this moment.
 func (c *caller) who() broker.Caller {
-	return broker.Caller{Client: c.client, Access: c.access.Load(), Limits: c.limits}
+	return broker.Caller{Client: c.client, Access: c.access.Load(), Limits: c.limits, Origin: c}
+}
+
+// Origin implements broker.Origin: what joins the log, traces and what the client was told.
+func (c *caller) Origin() (kind, id string) {
+	if c.session != "" {
+		return "session", c.session
+	}
+	c.asked.Do(func() { c.request = sessionID() }) // most calls never need one
+	return "request", c.request
 }
 
 // Unary is an interceptor.

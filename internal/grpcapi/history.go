@@ -18,14 +18,14 @@ func (s *Service) ReadHistory(r *runnelv1.ReadHistoryRequest, g runnelv1.StreamS
 	ctx := g.Context()
 	by, err := callerOf(ctx)
 	if err != nil {
-		return s.fail(err)
+		return s.Fail(ctx, err)
 	}
 	h, err := s.broker.ReadHistory(ctx, by.who(), r)
 	if err != nil {
-		return s.fail(err)
+		return s.Fail(ctx, err)
 	}
 	if !s.cfg.Budget.Take(budget.Sessions, historyCost) {
-		return s.fail(budget.ErrExhausted)
+		return s.Fail(ctx, budget.ErrExhausted)
 	}
 	defer s.cfg.Budget.Give(budget.Sessions, historyCost)
 	freed := make(chan struct{}, 1)
@@ -48,7 +48,7 @@ func (s *Service) ReadHistory(r *runnelv1.ReadHistoryRequest, g runnelv1.StreamS
 	if cause := context.Cause(ctx); cause != nil { // why the guard has ended the call
 		err = cause
 	}
-	return s.fail(err)
+	return s.Fail(ctx, err)
 }
 
 const (

@@ -13,6 +13,8 @@ import (
 	"sync"
 	"time"
 
+	"google.golang.org/grpc/status"
+
 	runnelv1 "github.com/runnelhq/runnel/api/runnel/v1"
 	"github.com/runnelhq/runnel/internal/broker"
 	"github.com/runnelhq/runnel/internal/budget"
@@ -156,38 +158,48 @@ func (s *Service) leave(one *session.Session) {
 	one.Close()
 }
 
-// fail is the status of err; faults of our own are logged, since the client is not told.
-func (s *Service) fail(err error) error {
+// Fail is the status that a client gets for err, by the call with that context; nil for nil.
+func (s *Service) Fail(ctx context.Context, err error) error {
 	if err == nil {
 		return nil
 	}
+	by, _ := callerOf(ctx)
+	return s.status(by, err).Err()
+}
+
+// status is the status of err. Faults of our own are logged, since the client is told nothing but where in the log they are.
+func (s *Service) status(by *caller, err error) *status.Status {
 	st := statusOf(err)
-	if st.Message() == "internal error" {
-		s.cfg.Logger.Error("internal error", "err", err)
+	if st.Message() != internalError || by == nil {
+		return st
 	}
-	return st.Err()
+	kind, id := by.Origin()
+	s.cfg.Logger.Error(internalError, "err", err, "client", by.client, kind, id)
+	p := st.Proto()
+	p.Message = fmt.Sprintf("%s; the server's log has it, with %s=%s", internalError, kind, id)
+	return status.FromProto(p)
 }
 
 // Publish implements runnelv1.StreamServiceServer.
 func (s *Service) Publish(ctx context.Context, r *runnelv1.PublishRequest) (*runnelv1.PublishResponse, error) {
 	by, err := callerOf(ctx)
 	if err != nil {
-		return nil, s.fail(err)
+		return nil, s.Fail(ctx, err)
 	}
 	size := int64(len(r.GetPayload()))
 	if !s.cfg.Budget.Take(budget.Publishes, size) {
-		return nil, s.fail(budget.ErrExhausted)
+		return nil, s.Fail(ctx, budget.ErrExhausted)
 	}
 	defer s.cfg.Budget.Give(budget.Publishes, size)
 	out := s.broker.Publish(ctx, by.who(), []*runnelv1.PublishRequest{r}, false)[0]
-	return out.Response, s.fail(out.Err)
+	return out.Response, s.Fail(ctx, out.Err)
 }
 
 // PublishStream implements runnelv1.StreamServiceServer.
 func (s *Service) PublishStream(stream runnelv1.StreamService_PublishStreamServer) error {
 	by, err := callerOf(stream.Context())
 	if err != nil {
-		return s.fail(err)
+		return s.Fail(stream.Context(), err)
 	}
 	ctx, cancel := context.WithCancel(stream.Context())
 	defer cancel()
@@ -230,11 +242,11 @@ func (s *Service) PublishStream(stream runnelv1.StreamService_PublishStreamServe
 	}
 	switch {
 	case failed != nil:
-		return with(statusOf(failed), sum).Err()
+		return with(s.status(by, failed), sum).Err()
 	case errors.Is(err, errEOF):
 		return stream.SendAndClose(sum)
 	}
-	return s.fail(cmp.Or(context.Cause(stream.Context()), err, ctx.Err()))
+	return s.Fail(ctx, cmp.Or(context.Cause(stream.Context()), err, ctx.Err()))
 }
 
 // commitBulk appends a batch of a PublishStream and counts it.
@@ -262,20 +274,20 @@ func (s *Service) commitBulk(ctx context.Context, who broker.Caller, batch []pen
 func (s *Service) GetTopic(ctx context.Context, r *runnelv1.GetTopicRequest) (*runnelv1.Topic, error) {
 	by, err := callerOf(ctx)
 	if err != nil {
-		return nil, s.fail(err)
+		return nil, s.Fail(ctx, err)
 	}
 	t, err := s.broker.Topic(ctx, by.who(), r.GetTopic())
-	return t, s.fail(err)
+	return t, s.Fail(ctx, err)
 }
 
 // ListTopics implements runnelv1.StreamServiceServer.
 func (s *Service) ListTopics(ctx context.Context, r *runnelv1.ListTopicsRequest) (*runnelv1.ListTopicsResponse, error) {
 	by, err := callerOf(ctx)
 	if err != nil {
-		return nil, s.fail(err)
+		return nil, s.Fail(ctx, err)
 	}
 	list, err := s.broker.Topics(ctx, by.who(), r)
-	return list, s.fail(err)
+	return list, s.Fail(ctx, err)
 }
 
 func sessionID() string { return fmt.Sprintf("s-%s", rand.Text()[:16]) }

@@ -115,14 +115,14 @@ func (st *stream) end() {
 // Subscribe implements runnelv1.StreamServiceServer.
 func (s *Service) Subscribe(r *runnelv1.SubscribeRequest, g runnelv1.StreamService_SubscribeServer) error {
 	if len(r.GetSubscriptions()) == 0 {
-		return s.fail(&broker.InvalidError{Field: "subscriptions", Reason: "there is none; name at least one pattern"})
+		return s.Fail(g.Context(), &broker.InvalidError{Field: "subscriptions", Reason: "there is none; name at least one pattern"})
 	}
 	st, err := s.begin(g, false)
 	if st != nil {
 		defer st.end()
 	}
 	if err != nil {
-		return s.fail(err)
+		return s.Fail(g.Context(), err)
 	}
 	for _, sub := range r.GetSubscriptions() {
 		err := st.subscribe(g.Context(), 0, sub)
@@ -130,10 +130,10 @@ func (s *Service) Subscribe(r *runnelv1.SubscribeRequest, g runnelv1.StreamServi
 			break // the session ended meanwhile, and what it has told the client, as where to go, comes first
 		}
 		if err != nil {
-			return s.fail(err)
+			return s.Fail(g.Context(), err)
 		}
 	}
-	return s.fail(st.wait(g.Context()))
+	return s.Fail(g.Context(), st.wait(g.Context()))
 }
 
 // EstablishStream implements runnelv1.StreamServiceServer.
@@ -143,7 +143,7 @@ func (s *Service) EstablishStream(g runnelv1.StreamService_EstablishStreamServer
 		defer st.end()
 	}
 	if err != nil {
-		return s.fail(err)
+		return s.Fail(g.Context(), err)
 	}
 	ctx, cancel := context.WithCancel(g.Context())
 	defer cancel()
@@ -163,7 +163,7 @@ func (s *Service) EstablishStream(g runnelv1.StreamService_EstablishStreamServer
 	if errors.Is(err, session.ErrFinished) {
 		return nil
 	}
-	return s.fail(err)
+	return s.Fail(ctx, err)
 }
 
 // receive reads the client's requests until the stream ends.
@@ -241,7 +241,7 @@ func (st *stream) commit(ctx context.Context, batch []pending) {
 
 func (st *stream) commandError(request uint64, err error) {
 	st.by.denied(err)
-	clone, _ := proto.Clone(statusOf(err).Proto()).(*spb.Status)
+	clone, _ := proto.Clone(st.s.status(st.by, err).Proto()).(*spb.Status)
 	st.one.Control(&runnelv1.Control{RequestId: request, Control: &runnelv1.Control_CommandError{
 		CommandError: &runnelv1.CommandError{Status: clone},
 	}})

@@ -124,11 +124,11 @@ func (c *caller) note(kind audit.Kind, values ...slog.Attr) {
 	if a := c.access.Load(); a != nil && a.Identity.Subject != "" {
 		all = append(all, slog.String("subject", a.Identity.Subject))
 	}
-	if c.session != "" {
-		all = append(all, slog.String("session", c.session))
-	} else {
+	if c.session == "" {
 		all = append(all, slog.String("method", c.method))
 	}
+	key, id := c.Origin()
+	all = append(all, slog.String(key, id))
 	c.g.cfg.Audit.Note(kind, append(all, values...)...)
 }
 

@@ -85,18 +85,29 @@ func (t *Telemetry) Shutdown(ctx context.Context) error {
 // Traced reports whether an event carries a trace.
 func Traced(r *runnelv1.PublishRequest) bool { return r.GetHeaders()[headerOfTrace] != "" }
 
+// Event is an event that was stored.
+type Event struct {
+	Request  *runnelv1.PublishRequest
+	Response *runnelv1.PublishResponse
+	Origin   [2]string // session or request, and its id
+	Accepted time.Time
+	Began    time.Time // its commit
+	Ended    time.Time
+}
+
 // Published adds the server's spans to an event's trace: from when it was accepted until its acknowledgement, and the commit inside.
-func (t *Telemetry) Published(r *runnelv1.PublishRequest, res *runnelv1.PublishResponse, accepted, began, ended time.Time) {
+func (t *Telemetry) Published(e Event) {
+	r, res := e.Request, e.Response
 	ctx := propagation.TraceContext{}.Extract(context.Background(), propagation.MapCarrier(r.GetHeaders()))
 	if !api.SpanContextFromContext(ctx).IsSampled() {
 		return
 	}
-	ctx, span := t.tracer.Start(ctx, "publish", api.WithSpanKind(api.SpanKindServer), api.WithTimestamp(accepted), api.WithAttributes(
+	ctx, span := t.tracer.Start(ctx, "publish", api.WithSpanKind(api.SpanKindServer), api.WithTimestamp(e.Accepted), api.WithAttributes(
 		attribute.String("messaging.system", "runnel"), attribute.String("messaging.destination.name", r.GetTopic()),
 		attribute.String("messaging.message.id", res.GetEventId()), attribute.Int("messaging.message.body.size", len(r.GetPayload())),
-		attribute.Int64("runnel.offset", int64(res.GetOffset())), attribute.Bool("runnel.duplicate", res.GetDuplicate()),
+		attribute.Int64("runnel.offset", int64(res.GetOffset())), attribute.Bool("runnel.duplicate", res.GetDuplicate()), attribute.String("runnel."+e.Origin[0], e.Origin[1]),
 	))
-	_, commit := t.tracer.Start(ctx, "commit", api.WithTimestamp(began), api.WithAttributes(attribute.String("runnel.durability", res.GetDurability().String())))
-	commit.End(api.WithTimestamp(ended))
-	span.End(api.WithTimestamp(ended))
+	_, commit := t.tracer.Start(ctx, "commit", api.WithTimestamp(e.Began), api.WithAttributes(attribute.String("runnel.durability", res.GetDurability().String())))
+	commit.End(api.WithTimestamp(e.Ended))
+	span.End(api.WithTimestamp(e.Ended))
 }
