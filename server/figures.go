@@ -29,8 +29,11 @@ func (s *Server) figures() []admin.Figure {
 		gauge("runnel_lag_events", "Events that subscriptions have not been sent yet, of all together; of those that read the log, offsets not yet read.", float64(sum))
 		gauge("runnel_lag_events_max", "The same of the subscription that is farthest behind.", float64(most))
 	}
-	counter("runnel_sent_frames_total", "Messages sent to sessions.", float64(m.Frames.Load()))
-	counter("runnel_sent_bytes_total", "Bytes of messages sent to sessions, before compression.", float64(m.Bytes.Load()))
+	s.sent.Each(func(rpc string, messages, bytes uint64) {
+		list = append(list,
+			admin.Figure{Name: "runnel_sent_messages_total", Help: "Messages sent, by kind of RPC.", Label: "rpc", Of: rpc, Value: float64(messages), Counter: true},
+			admin.Figure{Name: "runnel_sent_bytes_total", Help: "Bytes of messages sent, before compression, by kind of RPC.", Label: "rpc", Of: rpc, Value: float64(bytes), Counter: true})
+	})
 	counter("runnel_deliveries_total", "Events sent to sessions.", float64(m.Events.Load()))
 	counter("runnel_replayed_total", "Events sent to sessions that were read from the log.", float64(m.Replayed.Load()))
 	counter("runnel_dropped_total", "Events dropped for slow subscriptions.", float64(m.Dropped.Load()))

@@ -94,7 +94,7 @@ func TestMetrics(t *testing.T) {
 		t.Errorf("%v commits in memory", n)
 	}
 	for _, name := range []string{
-		"runnel_sent_bytes_total", "runnel_sent_frames_total", `runnel_received_bytes_total{type="publish"}`, `runnel_memory_used_bytes{kind="sessions"}`,
+		`runnel_sent_bytes_total{rpc="session"}`, `runnel_sent_messages_total{rpc="session"}`, `runnel_sent_messages_total{rpc="publish"}`, `runnel_received_bytes_total{type="publish"}`, `runnel_memory_used_bytes{kind="sessions"}`,
 		"runnel_memory_limit_bytes", "runnel_storage_disk_bytes", "runnel_storage_free_bytes", "runnel_storage_wal_written_bytes_total", "go_goroutines",
 	} {
 		if value(name) <= 0 {

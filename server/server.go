@@ -60,6 +60,7 @@ type Server struct {
 	accepted atomic.Uint64                   // events published
 	api      atomic.Pointer[grpcapi.Service] // nil before Run
 	spaces   atomic.Pointer[spaces]
+	sent     grpcapi.Sent
 	started  time.Time
 	stopping chan struct{} // closed when an operator drains
 	stopOnce sync.Once
@@ -247,7 +248,7 @@ func (s *Server) Run(ctx context.Context) error {
 func (s *Server) grpcServer() *grpc.Server {
 	options := []grpc.ServerOption{
 		grpc.Creds(s.security.gate),
-		grpc.ForceServerCodecV2(grpcapi.Codec(s.metrics.Received)),
+		grpc.ForceServerCodecV2(grpcapi.Codec(s.metrics.Received, &s.sent)),
 		grpc.MaxConcurrentStreams(uint32(s.cfg.Limits.MaxStreamsPerConnection)),
 		grpc.MaxHeaderListSize(16 << 10),
 		grpc.MaxRecvMsgSize(s.cfg.Limits.MaxPayloadBytes + requestExtra),

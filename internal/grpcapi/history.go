@@ -29,7 +29,7 @@ func (s *Service) ReadHistory(r *runnelv1.ReadHistoryRequest, g runnelv1.StreamS
 	}
 	defer s.cfg.Budget.Give(budget.Sessions, historyCost)
 	freed := make(chan struct{}, 1)
-	conn, w := connectionOf(ctx), newWriter(g, func() {
+	conn, w := connectionOf(ctx), newWriter(g, rpcReadHistory, func() {
 		select {
 		case freed <- struct{}{}:
 		default:

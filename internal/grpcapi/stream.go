@@ -44,7 +44,11 @@ func (s *Service) begin(g grpc.ServerStream, interactive bool) (*stream, error) 
 		return nil, err
 	}
 	out := newOutlet(s.pump)
-	out.w = newWriter(g, out.wake)
+	kind := rpcSubscribe
+	if interactive {
+		kind = rpcSession
+	}
+	out.w = newWriter(g, kind, out.wake)
 	if out.one, err = s.open(interactive, out.wake); err != nil {
 		return nil, err
 	}

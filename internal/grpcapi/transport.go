@@ -21,18 +21,22 @@ import (
 )
 
 // frame is an encoded message made of shared slices: the codec passes it on without marshalling or copying.
-type frame struct{ data mem.BufferSlice }
+type frame struct {
+	data mem.BufferSlice
+	rpc  rpc
+}
 
 // codec is grpc's protobuf codec, and frames besides.
 type codec struct {
 	encoding.CodecV2
 	received func(kind string, bytes int)
+	sent     *Sent
 }
 
 // Codec is what a server that serves this package's Service must be made with (grpc.ForceServerCodecV2). received is called for each
-// request message, with its kind, a fixed set of words, and its size.
-func Codec(received func(kind string, bytes int)) encoding.CodecV2 {
-	return codec{encoding.GetCodecV2("proto"), received}
+// request message, with its kind, a fixed set of words, and its size; what is sent is counted in sent.
+func Codec(received func(kind string, bytes int), sent *Sent) encoding.CodecV2 {
+	return codec{encoding.GetCodecV2("proto"), received, sent}
 }
 
 func (c codec) Unmarshal(data mem.BufferSlice, v any) error {
@@ -44,10 +48,16 @@ func (c codec) Unmarshal(data mem.BufferSlice, v any) error {
 }
 
 func (c codec) Marshal(v any) (mem.BufferSlice, error) {
-	if f, ok := v.(*frame); ok {
+	f, ok := v.(*frame)
+	if ok {
+		c.sent.add(f.rpc, f.data.Len())
 		return f.data, nil
 	}
-	return c.CodecV2.Marshal(v)
+	data, err := c.CodecV2.Marshal(v)
+	if err == nil {
+		c.sent.add(rpcOf(v), data.Len())
+	}
+	return data, err
 }
 
 // quota is what grpc-go takes for a stream before SendMsg blocks: 64 KiB not yet written to the connection. It is soft: a message
@@ -63,6 +73,7 @@ const frameHeader = 5
 // documented; TestWriterQuota fails if it changes. Sending belongs to one goroutine.
 type writer struct {
 	stream      grpc.ServerStream
+	rpc         rpc
 	outstanding atomic.Int64
 	freed       func() // called when it is no longer full; must not block
 
@@ -79,8 +90,8 @@ type remain struct {
 	size  int
 }
 
-func newWriter(stream grpc.ServerStream, freed func()) *writer {
-	return &writer{stream: stream, freed: freed}
+func newWriter(stream grpc.ServerStream, r rpc, freed func()) *writer {
+	return &writer{stream: stream, rpc: r, freed: freed}
 }
 
 // compresses makes the writer right for a stream that compresses: grpc-go copies a frame then, and gives it back before it has left, so
@@ -135,7 +146,7 @@ func newParcel() *parcel { return parcels.Get().(*parcel) }
 func (p *parcel) free() {
 	p.frame.Release()
 	clear(p.data.data)
-	*p = parcel{frame: p.frame, data: frame{p.data.data[:0]}}
+	*p = parcel{frame: p.frame, data: frame{data: p.data.data[:0]}}
 	parcels.Put(p)
 }
 
@@ -144,7 +155,7 @@ var receiptBytes = make([]byte, 0, 2<<10)
 
 // send must not be called while the writer is full. The parcel is the writer's from then on.
 func (w *writer) send(p *parcel) error {
-	p.w, p.size = w, p.frame.Bytes+frameHeader
+	p.w, p.size, p.data.rpc = w, p.frame.Bytes+frameHeader, w.rpc
 	for _, s := range p.frame.Slices {
 		p.data.data = append(p.data.data, mem.SliceBuffer(s))
 	}

@@ -24,7 +24,7 @@ type filler struct {
 
 func (f *filler) Subscribe(_ *runnelv1.SubscribeRequest, g runnelv1.StreamService_SubscribeServer) error {
 	defer close(f.ended)
-	w := newWriter(g, func() {})
+	w := newWriter(g, rpcSubscribe, func() {})
 	event := wire.AppendElement(nil, make([]byte, 0))
 	for len(event) < 3000 {
 		event = append(event, wire.AppendElement(nil, nil)...)
@@ -56,7 +56,7 @@ func TestWriterQuota(t *testing.T) {
 		t.Fatal(err)
 	}
 	f := &filler{full: make(chan *writer, 1), ended: make(chan struct{})}
-	s := grpc.NewServer(grpc.ForceServerCodecV2(Codec(func(string, int) {})))
+	s := grpc.NewServer(grpc.ForceServerCodecV2(Codec(func(string, int) {}, new(Sent))))
 	runnelv1.RegisterStreamServiceServer(s, f)
 	served := make(chan error, 1)
 	go func() { served <- s.Serve(l) }()
@@ -114,7 +114,7 @@ func TestBuryDead(t *testing.T) {
 	b := budget.New(1 << 30)
 	g := graves{budget: b}
 	defer g.close()
-	w := newWriter(&headers{}, func() {})
+	w := newWriter(&headers{}, rpcSubscribe, func() {})
 	p := newParcel()
 	p.frame.Add(make([]byte, 1000), b.ForcedBlock(budget.Pages, 1000))
 	if err := w.send(p); err != nil {
@@ -135,7 +135,7 @@ type torrent struct {
 }
 
 func (s *torrent) Subscribe(_ *runnelv1.SubscribeRequest, g runnelv1.StreamService_SubscribeServer) error {
-	w := newWriter(g, func() {})
+	w := newWriter(g, rpcSubscribe, func() {})
 	defer func() {
 		s.graves.bury(connectionOf(g.Context()), w)
 		s.buried <- w
@@ -172,7 +172,7 @@ func TestBuryReset(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := grpc.NewServer(grpc.ForceServerCodecV2(Codec(func(string, int) {})), grpc.Creds(NewGate(insecure.NewCredentials(), GateConfig{})))
+	s := grpc.NewServer(grpc.ForceServerCodecV2(Codec(func(string, int) {}, new(Sent))), grpc.Creds(NewGate(insecure.NewCredentials(), GateConfig{})))
 	runnelv1.RegisterStreamServiceServer(s, api)
 	served := make(chan error, 1)
 	go func() { served <- s.Serve(l) }()

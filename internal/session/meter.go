@@ -11,8 +11,6 @@ type Meter struct {
 	Subscriptions atomic.Int64
 	Behind        atomic.Int64 // subscriptions that read the log
 
-	Frames    atomic.Uint64
-	Bytes     atomic.Uint64 // of frames
 	Events    atomic.Uint64 // in frames
 	Replayed  atomic.Uint64 // of Events, those that were read from the log
 	Dropped   atomic.Uint64
@@ -45,8 +43,6 @@ func (m *Meter) behind(n int64) {
 
 func (m *Meter) frame(f *Frame) {
 	if m != nil {
-		m.Frames.Add(1)
-		m.Bytes.Add(uint64(f.Bytes))
 		m.Events.Add(uint64(f.Events))
 	}
 }
