@@ -68,6 +68,13 @@ func TestOperator(t *testing.T) {
 			}
 		}
 	}
+	// What it asks for and does not get is counted.
+	if err := slow.Send(&runnelv1.StreamRequest{RequestId: 5, Request: &runnelv1.StreamRequest_Unsubscribe{Unsubscribe: &runnelv1.Unsubscribe{Subscription: 77}}}); err != nil {
+		t.Fatal(err)
+	}
+	if err := control(slow, func(c *runnelv1.Control) bool { return c.GetCommandError() != nil }); err != nil {
+		t.Fatal(err)
+	}
 	next(0, 50)
 	list, err := c.admin.ListSessions(t.Context(), &runnelv1.ListSessionsRequest{})
 	if err != nil || list.GetMatched() != 2 || list.GetSessions()[0].GetClientId() != "slow" {
@@ -76,6 +83,9 @@ func TestOperator(t *testing.T) {
 	one, other := list.GetSessions()[0], list.GetSessions()[1]
 	if one.GetLag() != 47 || one.GetDelivered() != 3 || other.GetLag() != 0 || other.GetDelivered() != 50 || other.GetP99Ms() <= 0 || other.GetSubscriptions() != 1 {
 		t.Errorf("slow: %v\nfast: %v", one, other)
+	}
+	if one.GetErrors() != 1 || one.GetLastError() != "UNKNOWN_SUBSCRIPTION" || other.GetErrors() != 0 || other.GetLastError() != "" {
+		t.Errorf("errors of %v and %v", one, other)
 	}
 	detail, err := c.admin.GetSession(t.Context(), &runnelv1.GetSessionRequest{SessionId: one.GetSessionId()})
 	if err != nil || len(detail.GetSubscriptions()) != 1 {

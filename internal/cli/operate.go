@@ -194,6 +194,7 @@ func (a *app) adminSession() *cobra.Command {
 				{"client", s.GetClientId()}, {"subject", s.GetSubject()}, {"address", s.GetAddress()}, {"roles", strings.Join(s.GetRoles(), " ")},
 				{"since", time.UnixMilli(s.GetSinceMs()).Format(time.DateTime)}, {"expires", expires},
 				{"blocked", (time.Duration(s.GetBlockedMs()) * time.Millisecond).String()},
+				{"errors", strings.TrimSpace(fmt.Sprintf("%d %s", s.GetErrors(), s.GetLastError()))},
 			} {
 				if _, err := fmt.Fprintf(a.out, "%-8s %s\n", r[0], oneLine(r[1])); err != nil {
 					return err

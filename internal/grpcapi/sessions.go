@@ -105,7 +105,10 @@ func (st *stream) info() *runnelv1.SessionInfo {
 	out := &runnelv1.SessionInfo{
 		SessionId: st.id, ClientId: st.by.client, Address: st.by.address(), SinceMs: i.Began.UnixMilli(), Subscriptions: uint32(i.Subscriptions), Lag: i.Lag,
 		Delivered: i.Delivered, Dropped: i.Dropped, Conflated: i.Conflated, Gaps: i.Gaps, EventsPerS: i.Rate, P50Ms: ms(i.P50), P99Ms: ms(i.P99),
-		BlockedMs: i.Blocked.Milliseconds(), Held: uint32(i.Held),
+		BlockedMs: i.Blocked.Milliseconds(), Held: uint32(i.Held), Errors: st.errors.Load(),
+	}
+	if reason := st.lastError.Load(); reason != nil {
+		out.LastError = *reason
 	}
 	if a := st.by.access.Load(); a != nil {
 		out.Subject, out.Roles = a.Identity.Subject, a.Roles

@@ -6,6 +6,7 @@ import (
 	"io"
 	"log/slog"
 	"math/rand/v2"
+	"sync/atomic"
 	"time"
 
 	spb "google.golang.org/genproto/googleapis/rpc/status"
@@ -32,6 +33,9 @@ type stream struct {
 	age  *time.Timer // ends the session when it is old; nil: it may get as old as it likes
 	// notice ends the session that was told to move; nil: it was not. Guarded by the service's mu.
 	notice *time.Timer
+
+	errors    atomic.Uint64 // commands that failed
+	lastError atomic.Pointer[string]
 }
 
 func (s *Service) begin(g grpc.ServerStream, interactive bool) (*stream, error) {
@@ -245,6 +249,9 @@ func (st *stream) commit(ctx context.Context, batch []pending) {
 
 func (st *stream) commandError(request uint64, err error) {
 	st.by.denied(err)
+	st.errors.Add(1)
+	reason := reasonOf(err)
+	st.lastError.Store(&reason)
 	clone, _ := proto.Clone(st.s.status(st.by, err).Proto()).(*spb.Status)
 	st.one.Control(&runnelv1.Control{RequestId: request, Control: &runnelv1.Control_CommandError{
 		CommandError: &runnelv1.CommandError{Status: clone},

@@ -930,7 +930,11 @@ type SessionInfo struct {
 	// Milliseconds for which its transport has taken nothing.
 	BlockedMs int64 `protobuf:"varint,17,opt,name=blocked_ms,json=blockedMs,proto3" json:"blocked_ms,omitempty"`
 	// Subscriptions that cannot send, because their credit or the transport is used up.
-	Held          uint32 `protobuf:"varint,18,opt,name=held,proto3" json:"held,omitempty"`
+	Held uint32 `protobuf:"varint,18,opt,name=held,proto3" json:"held,omitempty"`
+	// Commands that failed.
+	Errors uint64 `protobuf:"varint,19,opt,name=errors,proto3" json:"errors,omitempty"`
+	// Reason of the last one, as in its status; empty: none failed.
+	LastError     string `protobuf:"bytes,20,opt,name=last_error,json=lastError,proto3" json:"last_error,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1089,6 +1093,20 @@ func (x *SessionInfo) GetHeld() uint32 {
 		return x.Held
 	}
 	return 0
+}
+
+func (x *SessionInfo) GetErrors() uint64 {
+	if x != nil {
+		return x.Errors
+	}
+	return 0
+}
+
+func (x *SessionInfo) GetLastError() string {
+	if x != nil {
+		return x.LastError
+	}
+	return ""
 }
 
 // GetSessionRequest names a session.
@@ -2050,7 +2068,7 @@ const file_runnel_v1_admin_proto_rawDesc = "" +
 	"\x05limit\x18\x03 \x01(\rR\x05limit\"d\n" +
 	"\x14ListSessionsResponse\x122\n" +
 	"\bsessions\x18\x01 \x03(\v2\x16.runnel.v1.SessionInfoR\bsessions\x12\x18\n" +
-	"\amatched\x18\x02 \x01(\rR\amatched\"\xf2\x03\n" +
+	"\amatched\x18\x02 \x01(\rR\amatched\"\xa9\x04\n" +
 	"\vSessionInfo\x12\x1d\n" +
 	"\n" +
 	"session_id\x18\x01 \x01(\tR\tsessionId\x12\x1b\n" +
@@ -2074,7 +2092,10 @@ const file_runnel_v1_admin_proto_rawDesc = "" +
 	"\x06p99_ms\x18\x10 \x01(\x01R\x05p99Ms\x12\x1d\n" +
 	"\n" +
 	"blocked_ms\x18\x11 \x01(\x03R\tblockedMs\x12\x12\n" +
-	"\x04held\x18\x12 \x01(\rR\x04held\"2\n" +
+	"\x04held\x18\x12 \x01(\rR\x04held\x12\x16\n" +
+	"\x06errors\x18\x13 \x01(\x04R\x06errors\x12\x1d\n" +
+	"\n" +
+	"last_error\x18\x14 \x01(\tR\tlastError\"2\n" +
 	"\x11GetSessionRequest\x12\x1d\n" +
 	"\n" +
 	"session_id\x18\x01 \x01(\tR\tsessionId\"\x89\x01\n" +
