@@ -151,19 +151,25 @@ func BenchmarkPublisher(b *testing.B) {
 			b.Fatal(err)
 		}
 	})
-	b.Run("bulk", func(b *testing.B) {
-		up, err := c.Upload(b.Context())
-		if err != nil {
-			b.Fatal(err)
-		}
-		b.ReportAllocs()
-		for b.Loop() {
-			if err := up.Send("a.b", payload); err != nil {
+	for _, topics := range []int{1, 1000} {
+		b.Run(fmt.Sprintf("bulk/topics=%d", topics), func(b *testing.B) {
+			names := make([]string, topics)
+			for i := range names {
+				names[i] = fmt.Sprintf("a.b%d", i)
+			}
+			up, err := c.Upload(b.Context())
+			if err != nil {
 				b.Fatal(err)
 			}
-		}
-		if _, err := up.Close(); err != nil {
-			b.Fatal(err)
-		}
-	})
+			b.ReportAllocs()
+			for i := 0; b.Loop(); i++ {
+				if err := up.Send(names[i%topics], payload); err != nil {
+					b.Fatal(err)
+				}
+			}
+			if _, err := up.Close(); err != nil {
+				b.Fatal(err)
+			}
+		})
+	}
 }

@@ -9,7 +9,9 @@ import (
 
 	runnelv1 "github.com/runnelhq/runnel/api/runnel/v1"
 	"github.com/runnelhq/runnel/internal/budget"
+	"github.com/runnelhq/runnel/internal/busy"
 	"github.com/runnelhq/runnel/internal/grpcapi"
+	"github.com/runnelhq/runnel/internal/topic"
 )
 
 // operator is the server as AdminService sees it. Sessions, Session and Disconnect are the edge's.
@@ -77,6 +79,35 @@ func (o *operator) Namespaces() (list []*runnelv1.NamespaceInfo) {
 		list = append(list, i)
 	}
 	return list
+}
+
+// BusyTopics implements admin.Operator.
+func (o *operator) BusyTopics(ctx context.Context, p *topic.Pattern, order runnelv1.BusyTopicOrder, limit int) (list []*runnelv1.BusyTopic, matched int, err error) {
+	var match func(topic.Name) bool
+	if p != nil {
+		match = p.Match
+	}
+	by := busy.ByEvents
+	if order == runnelv1.BusyTopicOrder_BUSY_TOPIC_ORDER_BYTES {
+		by = busy.ByBytes
+	}
+	found, matched := o.s.busy.List(time.Now(), match, by, limit)
+	for _, t := range found {
+		i := &runnelv1.BusyTopic{
+			Topic: t.Name.String(), EventsPerS: t.Events, BytesPerS: t.Bytes, MissedEventsPerS: t.MissedEvents, MissedBytesPerS: t.MissedBytes,
+		}
+		// Rates are worth telling while the log cannot be read; who no longer waits is told nothing.
+		if log, err := o.s.engine.Log(t.Name.Namespace()); err == nil {
+			if kept, ok, err := log.Topic(ctx, t.Name); err == nil && ok {
+				i.OldestOffset, i.NewestOffset, i.NewestBytes = kept.Oldest, kept.Newest, uint64(len(kept.Last.Wire))
+			}
+		}
+		if err := ctx.Err(); err != nil {
+			return nil, 0, o.Fail(ctx, err)
+		}
+		list = append(list, i)
+	}
+	return list, matched, nil
 }
 
 // Trim implements admin.Operator.

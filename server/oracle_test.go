@@ -204,6 +204,10 @@ var calls = []call{
 		_, err := c.admin.ListNamespaces(ctx, &runnelv1.ListNamespacesRequest{})
 		return err
 	}},
+	{"ListBusyTopics", "administer", true, func(ctx context.Context, c clients, name string) error {
+		_, err := c.admin.ListBusyTopics(ctx, &runnelv1.ListBusyTopicsRequest{Pattern: name})
+		return err
+	}},
 	{"TrimNamespace", "administer", true, func(ctx context.Context, c clients, _ string) error {
 		_, err := c.admin.TrimNamespace(ctx, &runnelv1.TrimNamespaceRequest{Namespace: "nobody"})
 		return past(err)

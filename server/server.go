@@ -29,6 +29,7 @@ import (
 	"github.com/runnelhq/runnel/internal/admin"
 	"github.com/runnelhq/runnel/internal/broker"
 	"github.com/runnelhq/runnel/internal/budget"
+	"github.com/runnelhq/runnel/internal/busy"
 	_ "github.com/runnelhq/runnel/internal/compress" // clients may ask for it
 	"github.com/runnelhq/runnel/internal/engine"
 	"github.com/runnelhq/runnel/internal/grpcapi"
@@ -44,6 +45,7 @@ const (
 	handshake    = 10 * time.Second
 	firstMessage = 10 * time.Second // of a call that begins with one
 	requestExtra = 64 << 10         // a request may be this much larger than its payload
+	busyTopics   = 8192             // are counted, in half a megabyte and their names: enough to find the busiest 1,000
 )
 
 // Server is one Runnel server. Its methods are safe for concurrent use.
@@ -58,6 +60,7 @@ type Server struct {
 	security *security
 	meter    session.Meter
 	accepted atomic.Uint64                   // events published
+	busy     *busy.Counter                   // the busiest topics
 	api      atomic.Pointer[grpcapi.Service] // nil before Run
 	spaces   atomic.Pointer[spaces]
 	sent     grpcapi.Sent
@@ -82,6 +85,7 @@ func New(cfg Config) (*Server, error) {
 		return nil, err
 	}
 	s.budget = budget.New(cfg.Limits.MemoryBytes)
+	s.busy = busy.New(busyTopics, s.started)
 	s.metrics.Figures(s.figures)
 	if s.listener == nil {
 		if s.listener, err = listen(cfg.Listen, "--listen"); err != nil {
@@ -186,7 +190,7 @@ func (s *Server) Run(ctx context.Context) error {
 	rules := broker.Config{
 		MaxPayload: s.cfg.Limits.MaxPayloadBytes, MaxHeaders: s.cfg.Limits.MaxHeadersBytes,
 		MaxSubscriptions: s.cfg.Limits.MaxSubscriptions, Rules: s.rules,
-		Published: s.published, Committed: s.metrics.Committed,
+		Published: s.published, Committed: s.metrics.Committed, Busy: s.busy,
 	}
 	if tel != nil {
 		rules.Traced = telemetry.Traced

@@ -8,12 +8,15 @@ import (
 
 	runnelv1 "github.com/runnelhq/runnel/api/runnel/v1"
 	"github.com/runnelhq/runnel/internal/audit"
+	"github.com/runnelhq/runnel/internal/topic"
 )
 
-// How many sessions are listed.
+// How many sessions and topics are listed.
 const (
 	defaultSessions = 100
 	maxSessions     = 10_000
+	defaultTopics   = 100
+	maxTopics       = 1000
 )
 
 // GetServerInfo implements runnelv1.AdminServiceServer.
@@ -83,6 +86,33 @@ func (s *Service) ListNamespaces(ctx context.Context, _ *runnelv1.ListNamespaces
 		return nil, err
 	}
 	return &runnelv1.ListNamespacesResponse{Namespaces: s.cfg.Server.Namespaces()}, nil
+}
+
+// ListBusyTopics implements runnelv1.AdminServiceServer.
+func (s *Service) ListBusyTopics(ctx context.Context, r *runnelv1.ListBusyTopicsRequest) (*runnelv1.ListBusyTopicsResponse, error) {
+	if _, err := s.cfg.Administrator(ctx); err != nil {
+		return nil, err
+	}
+	var pattern *topic.Pattern
+	if r.GetPattern() != "" {
+		p, err := topic.ParsePattern(r.GetPattern())
+		if err != nil {
+			return nil, invalid("pattern", err.Error())
+		}
+		pattern = &p
+	}
+	if _, known := runnelv1.BusyTopicOrder_name[int32(r.GetOrder())]; !known {
+		return nil, invalid("order", "it is not one this server knows")
+	}
+	limit := int(r.GetLimit())
+	if limit == 0 {
+		limit = defaultTopics
+	}
+	list, matched, err := s.cfg.Server.BusyTopics(ctx, pattern, r.GetOrder(), min(limit, maxTopics))
+	if err != nil {
+		return nil, err
+	}
+	return &runnelv1.ListBusyTopicsResponse{Topics: list, Matched: uint32(matched)}, nil
 }
 
 // TrimNamespace implements runnelv1.AdminServiceServer.

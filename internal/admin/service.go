@@ -12,6 +12,7 @@ import (
 	runnelv1 "github.com/runnelhq/runnel/api/runnel/v1"
 	"github.com/runnelhq/runnel/internal/audit"
 	"github.com/runnelhq/runnel/internal/auth"
+	"github.com/runnelhq/runnel/internal/topic"
 )
 
 // ServiceConfig is what a Service works on.
@@ -35,6 +36,8 @@ type Operator interface {
 	Session(id string) (*runnelv1.SessionInfo, []*runnelv1.SubscriptionInfo, bool)
 	Disconnect(pick func(id, client, subject string) bool) int
 	Namespaces() []*runnelv1.NamespaceInfo
+	// BusyTopics returns at most limit topics that match; a pattern that is nil matches all. Its error is a status.
+	BusyTopics(ctx context.Context, p *topic.Pattern, order runnelv1.BusyTopicOrder, limit int) (list []*runnelv1.BusyTopic, matched int, err error)
 	// Trim removes a namespace's events up to an offset. Its error is a status.
 	Trim(ctx context.Context, namespace string, upTo uint64) (oldest uint64, err error)
 	Drain()

@@ -13,6 +13,7 @@ import (
 
 	runnelv1 "github.com/runnelhq/runnel/api/runnel/v1"
 	"github.com/runnelhq/runnel/internal/auth"
+	"github.com/runnelhq/runnel/internal/busy"
 	"github.com/runnelhq/runnel/internal/engine"
 	"github.com/runnelhq/runnel/internal/hub"
 	"github.com/runnelhq/runnel/internal/id"
@@ -30,7 +31,7 @@ type Rules struct {
 	MaxLagAge time.Duration
 }
 
-// Config bounds what clients may do. All fields but Published, Committed, Traced and Trace are required.
+// Config bounds what clients may do. All fields but Published, Committed, Busy, Traced and Trace are required.
 type Config struct {
 	MaxPayload       int
 	MaxHeaders       int
@@ -39,6 +40,8 @@ type Config struct {
 	// Published, if set, is called with what became of events: one of the words of Results. Committed, if set, with how long a commit took.
 	Published func(result string, events int)
 	Committed func(durability string, took time.Duration)
+	// Busy, if set, counts the events that were stored, with the bytes of each as it is encoded, but for its timestamp and offset.
+	Busy *busy.Counter
 	// Trace, if set, is called for each event that was stored and that Traced picks, with when it was accepted, and when its commit began and ended.
 	Traced func(*runnelv1.PublishRequest) bool
 	Trace  func(Trace)
@@ -208,6 +211,7 @@ func (b *Broker) appendRun(ctx context.Context, who *Caller, entries []engine.En
 	if b.cfg.Committed != nil {
 		b.cfg.Committed(durabilities[state.Durability], ended.Sub(began))
 	}
+	b.countTopics(ended, entries, results)
 	for i, r := range results {
 		if r.Err != nil {
 			out[i].Err = r.Err

@@ -5,6 +5,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"time"
 
 	runnelv1 "github.com/runnelhq/runnel/api/runnel/v1"
 	"github.com/runnelhq/runnel/internal/engine"
@@ -42,6 +43,20 @@ func (b *Broker) count(out []Outcome) {
 			b.cfg.Published(Results[r], events)
 		}
 	}
+}
+
+// countTopics counts what was stored, by topic.
+func (b *Broker) countTopics(at time.Time, entries []engine.Entry, results []engine.Result) {
+	if b.cfg.Busy == nil {
+		return
+	}
+	batch := b.cfg.Busy.At(at)
+	for i := range results {
+		if r := &results[i]; r.Err == nil && !r.Duplicate {
+			batch.Add(entries[i].Topic, len(entries[i].Body))
+		}
+	}
+	batch.Done()
 }
 
 func resultOf(o *Outcome) int {

@@ -14,15 +14,17 @@ import (
 
 	"github.com/runnelhq/runnel"
 	runnelv1 "github.com/runnelhq/runnel/api/runnel/v1"
+	"github.com/runnelhq/runnel/internal/topic"
 )
 
 func (a *app) top() *cobra.Command {
 	var every time.Duration
 	c := &cobra.Command{
 		Use:   "top",
-		Short: "Watch a server: rates, delays, memory, the slowest sessions",
+		Short: "Watch a server: rates, delays, memory, the slowest sessions, the busiest topics",
 		Long: "Watch a server on the whole terminal. Keys: l, r, d, a sort sessions by lag, rate, delay, age; / filters them; enter shows one with its\n" +
-			"subscriptions; x disconnects it; n shows namespaces; q quits. Where the output is no terminal, one look is printed.",
+			"subscriptions; x disconnects it; n shows namespaces; t shows the busiest topics, e and b sort them by events and bytes, / takes a pattern;\n" +
+			"s goes back to sessions; q quits. Where the output is no terminal, one look is printed.",
 		Args: args(0, 0, "no arguments"),
 		RunE: func(c *cobra.Command, _ []string) error {
 			if every < 100*time.Millisecond || every > time.Hour {
@@ -61,12 +63,12 @@ func (a *app) onceTop(ctx context.Context, m *top) error {
 	case <-ctx.Done():
 		return ctx.Err()
 	}
+	m.width, m.height, m.plain = 100, 40, true
 	next := m.look(ctx)
 	if next.err != nil {
 		return next.err
 	}
 	m.take(next)
-	m.width, m.height, m.plain = 100, 40, true
 	_, err := io.WriteString(a.out, m.text()+"\n")
 	return err
 }
@@ -78,6 +80,7 @@ const (
 	sessionsPane pane = iota
 	namespacesPane
 	sessionPane
+	topicsPane
 )
 
 // lookTimeout bounds one look at the server.
@@ -94,13 +97,17 @@ type top struct {
 	pane          pane
 	order         runnelv1.SessionOrder
 	filter        string
-	typing        bool // the filter
+	typing        bool // the filter of what is shown
 	cursor        int
+	topicOrder    runnelv1.BusyTopicOrder
+	topicFilter   string // a pattern, if it is one; empty: all
+	topicCursor   int
 	chosen        string // id of the session that is shown
 	confirming    bool   // whether to disconnect it
 	message       string
 
 	now       look
+	busy      *runnelv1.ListBusyTopicsResponse // the last that came
 	delivered series
 	published series
 	delay     series
@@ -113,6 +120,7 @@ type look struct {
 	sessions   []*runnelv1.SessionInfo
 	matched    uint32
 	namespaces []*runnelv1.NamespaceInfo
+	busy       *runnelv1.ListBusyTopicsResponse // nil: it was not asked for topics
 	one        *runnelv1.GetSessionResponse
 	gone       bool // the chosen session
 	err        error
@@ -124,7 +132,10 @@ type (
 )
 
 func newTop(server string, client *runnel.Client, every time.Duration) *top {
-	return &top{server: server, client: client, every: every, width: 80, height: 24, order: runnelv1.SessionOrder_SESSION_ORDER_LAG}
+	return &top{
+		server: server, client: client, every: every, width: 80, height: 24,
+		order: runnelv1.SessionOrder_SESSION_ORDER_LAG, topicOrder: runnelv1.BusyTopicOrder_BUSY_TOPIC_ORDER_EVENTS,
+	}
 }
 
 // look asks the server for all that is shown.
@@ -154,6 +165,16 @@ func (m *top) look(ctx context.Context) look {
 		l.namespaces = r.GetNamespaces()
 		return err
 	})
+	// The server reads the newest event of each of these, so only somebody who looks at them asks.
+	if m.pane == topicsPane || m.plain {
+		pattern, by := m.pattern(), m.topicOrder
+		group.Go(func() (err error) {
+			l.busy, err = runnel.Admin(ctx, m.client, func(ctx context.Context, s runnelv1.AdminServiceClient) (*runnelv1.ListBusyTopicsResponse, error) {
+				return s.ListBusyTopics(ctx, &runnelv1.ListBusyTopicsRequest{Pattern: pattern, Order: by})
+			})
+			return err
+		})
+	}
 	if chosen != "" {
 		group.Go(func() (err error) {
 			l.one, err = runnel.Admin(ctx, m.client, func(ctx context.Context, s runnelv1.AdminServiceClient) (*runnelv1.GetSessionResponse, error) {
@@ -187,7 +208,11 @@ func (m *top) take(l look) {
 	}
 	m.delay.add(worst)
 	m.now = l
+	if l.busy != nil {
+		m.busy = l.busy
+	}
 	m.cursor = min(m.cursor, max(len(l.sessions)-1, 0))
+	m.topicCursor = min(m.topicCursor, max(len(m.busy.GetTopics())-1, 0))
 	if l.gone {
 		m.pane, m.chosen, m.message = sessionsPane, "", "the session is over"
 	}
@@ -268,15 +293,20 @@ func (m *top) key(k tea.KeyPressMsg) (tea.Model, tea.Cmd) {
 		m.pane, m.chosen = namespacesPane, ""
 	case "s":
 		m.pane, m.chosen = sessionsPane, ""
+	case "t":
+		m.pane, m.chosen = topicsPane, ""
+	case "e", "b":
+		m.topicOrder = map[string]runnelv1.BusyTopicOrder{"e": topicOrders["events"], "b": topicOrders["bytes"]}[name]
+		m.pane, m.chosen, m.topicCursor = topicsPane, "", 0
 	case "l", "r", "d", "a":
 		m.order = map[string]runnelv1.SessionOrder{"l": orders["lag"], "r": orders["rate"], "d": orders["delay"], "a": orders["age"]}[name]
 		m.pane, m.chosen, m.cursor = sessionsPane, "", 0
 	case "/":
 		m.typing = true
 	case "up", "k":
-		m.cursor = max(m.cursor-1, 0)
+		m.move(-1)
 	case "down", "j":
-		m.cursor = min(m.cursor+1, max(len(m.now.sessions)-1, 0))
+		m.move(1)
 	case "enter", "x":
 		if m.pane == sessionsPane && m.cursor < len(m.now.sessions) {
 			m.chosen = m.now.sessions[m.cursor].GetSessionId()
@@ -293,21 +323,42 @@ func (m *top) key(k tea.KeyPressMsg) (tea.Model, tea.Cmd) {
 	return m, nil
 }
 
-// typed adds to the filter.
+// move moves the cursor of the list that is shown.
+func (m *top) move(by int) {
+	cursor, rows := &m.cursor, len(m.now.sessions)
+	if m.pane == topicsPane {
+		cursor, rows = &m.topicCursor, len(m.busy.GetTopics())
+	}
+	*cursor = max(min(*cursor+by, rows-1), 0)
+}
+
+// pattern is what topics must match; empty while the filter is none.
+func (m *top) pattern() string {
+	if _, err := topic.ParsePattern(m.topicFilter); err != nil {
+		return ""
+	}
+	return m.topicFilter
+}
+
+// typed adds to the filter of the list that is shown.
 func (m *top) typed(k tea.KeyPressMsg) {
+	filter := &m.filter
+	if m.pane == topicsPane {
+		filter = &m.topicFilter
+	}
 	switch name := k.String(); name {
 	case "enter":
 		m.typing = false
 	case "esc":
-		m.typing, m.filter = false, ""
+		m.typing, *filter = false, ""
 	case "backspace":
-		m.filter = m.filter[:max(len(m.filter)-1, 0)]
+		*filter = (*filter)[:max(len(*filter)-1, 0)]
 	default:
 		if text := k.Key().Text; len(text) == 1 && text[0] > ' ' && text[0] <= '~' {
-			m.filter += text
+			*filter += text
 		}
 	}
-	m.cursor = 0
+	m.cursor, m.topicCursor = 0, 0
 }
 
 func (m *top) disconnect() tea.Cmd {

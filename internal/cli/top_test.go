@@ -32,6 +32,18 @@ func aLook(n int, delivered uint64) look {
 	return l
 }
 
+// someTopics are n busy topics with names as long as they may be.
+func someTopics(n int) *runnelv1.ListBusyTopicsResponse {
+	r := &runnelv1.ListBusyTopicsResponse{Matched: 1234}
+	for i := range n {
+		r.Topics = append(r.Topics, &runnelv1.BusyTopic{
+			Topic: strings.Repeat("a.", 15) + strings.Repeat("x", 225), EventsPerS: float64(6000 - 100*i), BytesPerS: float64(60_000 - 1000*i), MissedEventsPerS: float64(i),
+			NewestOffset: 123_456_789_012, NewestBytes: 1 << 20,
+		})
+	}
+	return r
+}
+
 // shown is the screen without colours; it must fill the terminal and no more.
 func shown(t *testing.T, m *top) string {
 	t.Helper()
@@ -80,6 +92,45 @@ func TestTop(t *testing.T) {
 			t.Errorf("no %q in\n%s", want, m.text())
 		}
 	}
+	if press(m, char('t')); !strings.Contains(shown(t, m), "when the server has answered") {
+		t.Errorf("topics that nobody asked for:\n%s", m.text())
+	}
+	l := aLook(40, 390_000)
+	l.busy = someTopics(60)
+	m.Update(l)
+	m.Update(aLook(41, 400_000)) // which was under way before
+	for _, size := range [][2]int{{40, 10}, {120, 30}, {20, 5}, {80, 24}} {
+		m.Update(tea.WindowSizeMsg{Width: size[0], Height: size[1]})
+		if wide := strings.Contains(shown(t, m), "MEAN SIZE"); wide != (size[0] == 120) {
+			t.Errorf("mean sizes on %v: %v", size, wide)
+		}
+	}
+	for _, want := range []string{"1234 busy topics, by events", "1  " + strings.Repeat("a.", 15), "6.0k", ">=5.9k", "58.6 KiB", "1.0 MiB", "123456789012", "e by events"} {
+		if !strings.Contains(shown(t, m), want) {
+			t.Errorf("no %q in\n%s", want, m.text())
+		}
+	}
+	for range 70 {
+		press(m, tea.KeyPressMsg{Code: tea.KeyDown})
+	}
+	if m.topicCursor != 59 || m.cursor != 0 || !strings.Contains(shown(t, m), "60 a.a.") {
+		t.Errorf("at the end, cursor %d:\n%s", m.topicCursor, m.text())
+	}
+	if press(m, char('b')); m.topicOrder != topicOrders["bytes"] || m.topicCursor != 0 || !strings.Contains(shown(t, m), "by bytes") {
+		t.Error("b does not sort by bytes")
+	}
+	if press(m, char('/'), char('a'), char('.')); m.pattern() != "" || m.filter != "" || !strings.Contains(shown(t, m), "a. is no pattern") || !strings.Contains(shown(t, m), "pattern: a._") {
+		t.Errorf("half a pattern:\n%s", m.text())
+	}
+	if press(m, char('>'), enter); m.pattern() != "a.>" || !strings.Contains(shown(t, m), "that match a.>") {
+		t.Errorf("a pattern:\n%s", m.text())
+	}
+	if press(m, enter, char('x')); m.pane != topicsPane || m.confirming {
+		t.Error("a topic is cut")
+	}
+	if press(m, escape); m.pane != sessionsPane {
+		t.Error("esc does not go back")
+	}
 	press(m, char('n'))
 	if text := shown(t, m); strings.Index(text, "busy") > strings.Index(text, "quiet") || !strings.Contains(text, "12.3k") {
 		t.Errorf("namespaces:\n%s", text)
@@ -94,7 +145,7 @@ func TestTop(t *testing.T) {
 		t.Errorf("at the end, cursor %d:\n%s", m.cursor, m.text())
 	}
 	press(m, enter)
-	l := aLook(50, 400_000)
+	l = aLook(50, 400_000)
 	l.one = &runnelv1.GetSessionResponse{Session: l.sessions[49], Subscriptions: []*runnelv1.SubscriptionInfo{{
 		Subscription: 7, Pattern: "quotes.>", Overflow: runnelv1.OverflowPolicy_OVERFLOW_POLICY_DROP_OLDEST, Lag: 5,
 	}}}

@@ -49,10 +49,13 @@ func (m *top) text() string {
 		lines = append(lines, m.namespaceRows(room)...)
 	case sessionPane:
 		lines = append(lines, m.sessionRows(room)...)
+	case topicsPane:
+		lines = append(lines, m.topicRows(room)...)
 	default:
 		lines = append(lines, m.sessionsRows(room)...)
 	}
 	if m.plain {
+		lines = append(append(lines, ""), m.topicRows(room)...)
 		for i := range lines {
 			lines[i] = strings.TrimRight(lines[i], " ")
 		}
@@ -118,13 +121,26 @@ func (m *top) header() []string {
 func (m *top) footer() string {
 	switch {
 	case m.typing:
-		return m.style(headStyle, fit("filter: "+m.filter+"_   (enter to keep, esc to clear)", m.width))
+		name, filter := "filter", m.filter
+		if m.pane == topicsPane {
+			name, filter = "pattern", m.topicFilter
+		}
+		return m.style(headStyle, fit(name+": "+filter+"_   (enter to keep, esc to clear)", m.width))
 	case m.confirming:
 		return m.style(badStyle, fit("disconnect "+m.chosen+"? y or n", m.width))
 	case m.message != "":
 		return m.style(boldStyle, fit(m.message, m.width))
 	}
-	return m.style(faintStyle, fit("l lag r rate d delay a age  / filter  enter inspect  x cut  n spaces s sessions", m.width))
+	keys := "l lag r rate d delay a age  / filter  enter inspect  x cut  n spaces t topics"
+	switch m.pane {
+	case namespacesPane:
+		keys = "s sessions  t topics  q quit"
+	case sessionPane:
+		keys = "x cut  s sessions  n spaces  t topics  q quit"
+	case topicsPane:
+		keys = "e by events  b by bytes  / pattern  s sessions  n spaces  q quit"
+	}
+	return m.style(faintStyle, fit(keys, m.width))
 }
 
 // columns lays out rows under a header: the widest cell of each column, the second column taking what is left.
@@ -221,6 +237,38 @@ func (m *top) namespaceRows(room int) []string {
 	}
 	lines := m.columns([]string{"NAMESPACE", "KEPT ON", "EV/S", "OLDEST", "NEWEST", "SIZE", "EPOCH"}, rows, -1, room-1)
 	return append([]string{fit(fmt.Sprintf("%d namespaces, busiest first", len(list)), m.width)}, lines...)
+}
+
+func (m *top) topicRows(room int) []string {
+	header := []string{"#", "TOPIC", "EV/S", "BYTES/S", "LAST SIZE", "NEWEST"}
+	wide := m.width >= 100 // else names need the room more than a mean that can be guessed
+	if wide {
+		header = slices.Insert(header, 4, "MEAN SIZE")
+	}
+	var rows [][]string
+	for i, t := range m.busy.GetTopics() {
+		row := []string{
+			fmt.Sprint(i + 1), oneLine(t.GetTopic()), atLeast(t.GetMissedEventsPerS()) + short(t.GetEventsPerS()), atLeast(t.GetMissedBytesPerS()) + bytesText(uint64(t.GetBytesPerS())),
+			bytesText(t.GetNewestBytes()), fmt.Sprint(t.GetNewestOffset()),
+		}
+		if wide {
+			row = slices.Insert(row, 4, bytesText(uint64(meanSize(t))))
+		}
+		rows = append(rows, row)
+	}
+	note := fmt.Sprintf("%d busy topics", m.busy.GetMatched())
+	switch {
+	case m.busy == nil:
+		note = "topics, when the server has answered"
+	case m.topicFilter == "":
+	case m.pattern() == "":
+		note += " (" + m.topicFilter + " is no pattern)"
+	default:
+		note += " that match " + m.topicFilter
+	}
+	by := map[runnelv1.BusyTopicOrder]string{topicOrders["events"]: "events", topicOrders["bytes"]: "bytes"}[m.topicOrder]
+	lines := m.columns(header, rows, m.topicCursor, room-1)
+	return append([]string{fit(note+", by "+by, m.width)}, lines...)
 }
 
 func (m *top) sessionRows(room int) []string {

@@ -142,6 +142,59 @@ func (SessionOrder) EnumDescriptor() ([]byte, []int) {
 	return file_runnel_v1_admin_proto_rawDescGZIP(), []int{1}
 }
 
+// BusyTopicOrder is how busy topics are sorted.
+type BusyTopicOrder int32
+
+const (
+	// As BUSY_TOPIC_ORDER_EVENTS.
+	BusyTopicOrder_BUSY_TOPIC_ORDER_UNSPECIFIED BusyTopicOrder = 0
+	// The most events per second first.
+	BusyTopicOrder_BUSY_TOPIC_ORDER_EVENTS BusyTopicOrder = 1
+	// The most bytes per second first.
+	BusyTopicOrder_BUSY_TOPIC_ORDER_BYTES BusyTopicOrder = 2
+)
+
+// Enum value maps for BusyTopicOrder.
+var (
+	BusyTopicOrder_name = map[int32]string{
+		0: "BUSY_TOPIC_ORDER_UNSPECIFIED",
+		1: "BUSY_TOPIC_ORDER_EVENTS",
+		2: "BUSY_TOPIC_ORDER_BYTES",
+	}
+	BusyTopicOrder_value = map[string]int32{
+		"BUSY_TOPIC_ORDER_UNSPECIFIED": 0,
+		"BUSY_TOPIC_ORDER_EVENTS":      1,
+		"BUSY_TOPIC_ORDER_BYTES":       2,
+	}
+)
+
+func (x BusyTopicOrder) Enum() *BusyTopicOrder {
+	p := new(BusyTopicOrder)
+	*p = x
+	return p
+}
+
+func (x BusyTopicOrder) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (BusyTopicOrder) Descriptor() protoreflect.EnumDescriptor {
+	return file_runnel_v1_admin_proto_enumTypes[2].Descriptor()
+}
+
+func (BusyTopicOrder) Type() protoreflect.EnumType {
+	return &file_runnel_v1_admin_proto_enumTypes[2]
+}
+
+func (x BusyTopicOrder) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use BusyTopicOrder.Descriptor instead.
+func (BusyTopicOrder) EnumDescriptor() ([]byte, []int) {
+	return file_runnel_v1_admin_proto_rawDescGZIP(), []int{2}
+}
+
 // Revocation is one that is in force.
 type Revocation struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1666,6 +1719,235 @@ func (x *NamespaceInfo) GetEventsPerS() float64 {
 	return 0
 }
 
+// ListBusyTopicsRequest picks topics.
+type ListBusyTopicsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Only topics that it matches; empty: all, of every namespace.
+	Pattern string `protobuf:"bytes,1,opt,name=pattern,proto3" json:"pattern,omitempty"`
+	// How to sort them.
+	Order BusyTopicOrder `protobuf:"varint,2,opt,name=order,proto3,enum=runnel.v1.BusyTopicOrder" json:"order,omitempty"`
+	// At most so many; 0: 100. At most 1,000.
+	Limit         uint32 `protobuf:"varint,3,opt,name=limit,proto3" json:"limit,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListBusyTopicsRequest) Reset() {
+	*x = ListBusyTopicsRequest{}
+	mi := &file_runnel_v1_admin_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListBusyTopicsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListBusyTopicsRequest) ProtoMessage() {}
+
+func (x *ListBusyTopicsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_runnel_v1_admin_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListBusyTopicsRequest.ProtoReflect.Descriptor instead.
+func (*ListBusyTopicsRequest) Descriptor() ([]byte, []int) {
+	return file_runnel_v1_admin_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *ListBusyTopicsRequest) GetPattern() string {
+	if x != nil {
+		return x.Pattern
+	}
+	return ""
+}
+
+func (x *ListBusyTopicsRequest) GetOrder() BusyTopicOrder {
+	if x != nil {
+		return x.Order
+	}
+	return BusyTopicOrder_BUSY_TOPIC_ORDER_UNSPECIFIED
+}
+
+func (x *ListBusyTopicsRequest) GetLimit() uint32 {
+	if x != nil {
+		return x.Limit
+	}
+	return 0
+}
+
+// ListBusyTopicsResponse is what was picked.
+type ListBusyTopicsResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// In order.
+	Topics []*BusyTopic `protobuf:"bytes,1,rep,name=topics,proto3" json:"topics,omitempty"`
+	// How many matched, of those that the server knows as busy: with more than 0.01 events per second.
+	Matched       uint32 `protobuf:"varint,2,opt,name=matched,proto3" json:"matched,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListBusyTopicsResponse) Reset() {
+	*x = ListBusyTopicsResponse{}
+	mi := &file_runnel_v1_admin_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListBusyTopicsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListBusyTopicsResponse) ProtoMessage() {}
+
+func (x *ListBusyTopicsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_runnel_v1_admin_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListBusyTopicsResponse.ProtoReflect.Descriptor instead.
+func (*ListBusyTopicsResponse) Descriptor() ([]byte, []int) {
+	return file_runnel_v1_admin_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *ListBusyTopicsResponse) GetTopics() []*BusyTopic {
+	if x != nil {
+		return x.Topics
+	}
+	return nil
+}
+
+func (x *ListBusyTopicsResponse) GetMatched() uint32 {
+	if x != nil {
+		return x.Matched
+	}
+	return 0
+}
+
+// BusyTopic is how busy one topic is. Rates are means over about the last 10 s: an event counts the less the older it is, after 5 s 1/e.
+type BusyTopic struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Its name.
+	Topic string `protobuf:"bytes,1,opt,name=topic,proto3" json:"topic,omitempty"`
+	// Events stored per second; duplicates are not. The truth is between this and missed_events_per_s more.
+	EventsPerS float64 `protobuf:"fixed64,2,opt,name=events_per_s,json=eventsPerS,proto3" json:"events_per_s,omitempty"`
+	// Bytes per second: payloads, headers and names of the events, as they are stored, but for their timestamps and offsets. The truth is
+	// between this and missed_bytes_per_s more.
+	BytesPerS float64 `protobuf:"fixed64,3,opt,name=bytes_per_s,json=bytesPerS,proto3" json:"bytes_per_s,omitempty"`
+	// What may be missing, because the topic was not known from the beginning: it gets less by 1/e every 5 s. 0: less than a thousandth.
+	MissedEventsPerS float64 `protobuf:"fixed64,4,opt,name=missed_events_per_s,json=missedEventsPerS,proto3" json:"missed_events_per_s,omitempty"`
+	// The same. Not both can be missing in full.
+	MissedBytesPerS float64 `protobuf:"fixed64,5,opt,name=missed_bytes_per_s,json=missedBytesPerS,proto3" json:"missed_bytes_per_s,omitempty"`
+	// Of the topic's oldest retained event; 0 if none is retained or it cannot be read now.
+	OldestOffset uint64 `protobuf:"varint,6,opt,name=oldest_offset,json=oldestOffset,proto3" json:"oldest_offset,omitempty"`
+	// Of its newest one; 0 likewise. Offsets are the namespace's: between the two there may be events of other topics.
+	NewestOffset uint64 `protobuf:"varint,7,opt,name=newest_offset,json=newestOffset,proto3" json:"newest_offset,omitempty"`
+	// Bytes of its newest event as a client receives it; 0 likewise, or if it is damaged.
+	NewestBytes   uint64 `protobuf:"varint,8,opt,name=newest_bytes,json=newestBytes,proto3" json:"newest_bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BusyTopic) Reset() {
+	*x = BusyTopic{}
+	mi := &file_runnel_v1_admin_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BusyTopic) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BusyTopic) ProtoMessage() {}
+
+func (x *BusyTopic) ProtoReflect() protoreflect.Message {
+	mi := &file_runnel_v1_admin_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BusyTopic.ProtoReflect.Descriptor instead.
+func (*BusyTopic) Descriptor() ([]byte, []int) {
+	return file_runnel_v1_admin_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *BusyTopic) GetTopic() string {
+	if x != nil {
+		return x.Topic
+	}
+	return ""
+}
+
+func (x *BusyTopic) GetEventsPerS() float64 {
+	if x != nil {
+		return x.EventsPerS
+	}
+	return 0
+}
+
+func (x *BusyTopic) GetBytesPerS() float64 {
+	if x != nil {
+		return x.BytesPerS
+	}
+	return 0
+}
+
+func (x *BusyTopic) GetMissedEventsPerS() float64 {
+	if x != nil {
+		return x.MissedEventsPerS
+	}
+	return 0
+}
+
+func (x *BusyTopic) GetMissedBytesPerS() float64 {
+	if x != nil {
+		return x.MissedBytesPerS
+	}
+	return 0
+}
+
+func (x *BusyTopic) GetOldestOffset() uint64 {
+	if x != nil {
+		return x.OldestOffset
+	}
+	return 0
+}
+
+func (x *BusyTopic) GetNewestOffset() uint64 {
+	if x != nil {
+		return x.NewestOffset
+	}
+	return 0
+}
+
+func (x *BusyTopic) GetNewestBytes() uint64 {
+	if x != nil {
+		return x.NewestBytes
+	}
+	return 0
+}
+
 // TrimNamespaceRequest removes events.
 type TrimNamespaceRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1679,7 +1961,7 @@ type TrimNamespaceRequest struct {
 
 func (x *TrimNamespaceRequest) Reset() {
 	*x = TrimNamespaceRequest{}
-	mi := &file_runnel_v1_admin_proto_msgTypes[20]
+	mi := &file_runnel_v1_admin_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1691,7 +1973,7 @@ func (x *TrimNamespaceRequest) String() string {
 func (*TrimNamespaceRequest) ProtoMessage() {}
 
 func (x *TrimNamespaceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_runnel_v1_admin_proto_msgTypes[20]
+	mi := &file_runnel_v1_admin_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1704,7 +1986,7 @@ func (x *TrimNamespaceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrimNamespaceRequest.ProtoReflect.Descriptor instead.
 func (*TrimNamespaceRequest) Descriptor() ([]byte, []int) {
-	return file_runnel_v1_admin_proto_rawDescGZIP(), []int{20}
+	return file_runnel_v1_admin_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *TrimNamespaceRequest) GetNamespace() string {
@@ -1732,7 +2014,7 @@ type TrimNamespaceResponse struct {
 
 func (x *TrimNamespaceResponse) Reset() {
 	*x = TrimNamespaceResponse{}
-	mi := &file_runnel_v1_admin_proto_msgTypes[21]
+	mi := &file_runnel_v1_admin_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1744,7 +2026,7 @@ func (x *TrimNamespaceResponse) String() string {
 func (*TrimNamespaceResponse) ProtoMessage() {}
 
 func (x *TrimNamespaceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_runnel_v1_admin_proto_msgTypes[21]
+	mi := &file_runnel_v1_admin_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1757,7 +2039,7 @@ func (x *TrimNamespaceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrimNamespaceResponse.ProtoReflect.Descriptor instead.
 func (*TrimNamespaceResponse) Descriptor() ([]byte, []int) {
-	return file_runnel_v1_admin_proto_rawDescGZIP(), []int{21}
+	return file_runnel_v1_admin_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *TrimNamespaceResponse) GetOldestOffset() uint64 {
@@ -1776,7 +2058,7 @@ type DrainRequest struct {
 
 func (x *DrainRequest) Reset() {
 	*x = DrainRequest{}
-	mi := &file_runnel_v1_admin_proto_msgTypes[22]
+	mi := &file_runnel_v1_admin_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1788,7 +2070,7 @@ func (x *DrainRequest) String() string {
 func (*DrainRequest) ProtoMessage() {}
 
 func (x *DrainRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_runnel_v1_admin_proto_msgTypes[22]
+	mi := &file_runnel_v1_admin_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1801,7 +2083,7 @@ func (x *DrainRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainRequest.ProtoReflect.Descriptor instead.
 func (*DrainRequest) Descriptor() ([]byte, []int) {
-	return file_runnel_v1_admin_proto_rawDescGZIP(), []int{22}
+	return file_runnel_v1_admin_proto_rawDescGZIP(), []int{25}
 }
 
 // DrainResponse is empty.
@@ -1813,7 +2095,7 @@ type DrainResponse struct {
 
 func (x *DrainResponse) Reset() {
 	*x = DrainResponse{}
-	mi := &file_runnel_v1_admin_proto_msgTypes[23]
+	mi := &file_runnel_v1_admin_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1825,7 +2107,7 @@ func (x *DrainResponse) String() string {
 func (*DrainResponse) ProtoMessage() {}
 
 func (x *DrainResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_runnel_v1_admin_proto_msgTypes[23]
+	mi := &file_runnel_v1_admin_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1838,7 +2120,7 @@ func (x *DrainResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainResponse.ProtoReflect.Descriptor instead.
 func (*DrainResponse) Descriptor() ([]byte, []int) {
-	return file_runnel_v1_admin_proto_rawDescGZIP(), []int{23}
+	return file_runnel_v1_admin_proto_rawDescGZIP(), []int{26}
 }
 
 // ReloadRequest reads the configuration again.
@@ -1850,7 +2132,7 @@ type ReloadRequest struct {
 
 func (x *ReloadRequest) Reset() {
 	*x = ReloadRequest{}
-	mi := &file_runnel_v1_admin_proto_msgTypes[24]
+	mi := &file_runnel_v1_admin_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1862,7 +2144,7 @@ func (x *ReloadRequest) String() string {
 func (*ReloadRequest) ProtoMessage() {}
 
 func (x *ReloadRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_runnel_v1_admin_proto_msgTypes[24]
+	mi := &file_runnel_v1_admin_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1875,7 +2157,7 @@ func (x *ReloadRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReloadRequest.ProtoReflect.Descriptor instead.
 func (*ReloadRequest) Descriptor() ([]byte, []int) {
-	return file_runnel_v1_admin_proto_rawDescGZIP(), []int{24}
+	return file_runnel_v1_admin_proto_rawDescGZIP(), []int{27}
 }
 
 // ReloadResponse says what else has changed.
@@ -1889,7 +2171,7 @@ type ReloadResponse struct {
 
 func (x *ReloadResponse) Reset() {
 	*x = ReloadResponse{}
-	mi := &file_runnel_v1_admin_proto_msgTypes[25]
+	mi := &file_runnel_v1_admin_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1901,7 +2183,7 @@ func (x *ReloadResponse) String() string {
 func (*ReloadResponse) ProtoMessage() {}
 
 func (x *ReloadResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_runnel_v1_admin_proto_msgTypes[25]
+	mi := &file_runnel_v1_admin_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1914,7 +2196,7 @@ func (x *ReloadResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReloadResponse.ProtoReflect.Descriptor instead.
 func (*ReloadResponse) Descriptor() ([]byte, []int) {
-	return file_runnel_v1_admin_proto_rawDescGZIP(), []int{25}
+	return file_runnel_v1_admin_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *ReloadResponse) GetRestart() []string {
@@ -1933,7 +2215,7 @@ type GetConfigurationRequest struct {
 
 func (x *GetConfigurationRequest) Reset() {
 	*x = GetConfigurationRequest{}
-	mi := &file_runnel_v1_admin_proto_msgTypes[26]
+	mi := &file_runnel_v1_admin_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1945,7 +2227,7 @@ func (x *GetConfigurationRequest) String() string {
 func (*GetConfigurationRequest) ProtoMessage() {}
 
 func (x *GetConfigurationRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_runnel_v1_admin_proto_msgTypes[26]
+	mi := &file_runnel_v1_admin_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1958,7 +2240,7 @@ func (x *GetConfigurationRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetConfigurationRequest.ProtoReflect.Descriptor instead.
 func (*GetConfigurationRequest) Descriptor() ([]byte, []int) {
-	return file_runnel_v1_admin_proto_rawDescGZIP(), []int{26}
+	return file_runnel_v1_admin_proto_rawDescGZIP(), []int{29}
 }
 
 // GetConfigurationResponse is the configuration.
@@ -1972,7 +2254,7 @@ type GetConfigurationResponse struct {
 
 func (x *GetConfigurationResponse) Reset() {
 	*x = GetConfigurationResponse{}
-	mi := &file_runnel_v1_admin_proto_msgTypes[27]
+	mi := &file_runnel_v1_admin_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1984,7 +2266,7 @@ func (x *GetConfigurationResponse) String() string {
 func (*GetConfigurationResponse) ProtoMessage() {}
 
 func (x *GetConfigurationResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_runnel_v1_admin_proto_msgTypes[27]
+	mi := &file_runnel_v1_admin_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1997,7 +2279,7 @@ func (x *GetConfigurationResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetConfigurationResponse.ProtoReflect.Descriptor instead.
 func (*GetConfigurationResponse) Descriptor() ([]byte, []int) {
-	return file_runnel_v1_admin_proto_rawDescGZIP(), []int{27}
+	return file_runnel_v1_admin_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *GetConfigurationResponse) GetText() string {
@@ -2140,7 +2422,24 @@ const file_runnel_v1_admin_proto_rawDesc = "" +
 	"\rnewest_offset\x18\x06 \x01(\x04R\fnewestOffset\x12\x14\n" +
 	"\x05bytes\x18\a \x01(\x04R\x05bytes\x12 \n" +
 	"\fevents_per_s\x18\b \x01(\x01R\n" +
-	"eventsPerS\"V\n" +
+	"eventsPerS\"x\n" +
+	"\x15ListBusyTopicsRequest\x12\x18\n" +
+	"\apattern\x18\x01 \x01(\tR\apattern\x12/\n" +
+	"\x05order\x18\x02 \x01(\x0e2\x19.runnel.v1.BusyTopicOrderR\x05order\x12\x14\n" +
+	"\x05limit\x18\x03 \x01(\rR\x05limit\"`\n" +
+	"\x16ListBusyTopicsResponse\x12,\n" +
+	"\x06topics\x18\x01 \x03(\v2\x14.runnel.v1.BusyTopicR\x06topics\x12\x18\n" +
+	"\amatched\x18\x02 \x01(\rR\amatched\"\xac\x02\n" +
+	"\tBusyTopic\x12\x14\n" +
+	"\x05topic\x18\x01 \x01(\tR\x05topic\x12 \n" +
+	"\fevents_per_s\x18\x02 \x01(\x01R\n" +
+	"eventsPerS\x12\x1e\n" +
+	"\vbytes_per_s\x18\x03 \x01(\x01R\tbytesPerS\x12-\n" +
+	"\x13missed_events_per_s\x18\x04 \x01(\x01R\x10missedEventsPerS\x12+\n" +
+	"\x12missed_bytes_per_s\x18\x05 \x01(\x01R\x0fmissedBytesPerS\x12#\n" +
+	"\roldest_offset\x18\x06 \x01(\x04R\foldestOffset\x12#\n" +
+	"\rnewest_offset\x18\a \x01(\x04R\fnewestOffset\x12!\n" +
+	"\fnewest_bytes\x18\b \x01(\x04R\vnewestBytes\"V\n" +
 	"\x14TrimNamespaceRequest\x12\x1c\n" +
 	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12 \n" +
 	"\fup_to_offset\x18\x02 \x01(\x04R\n" +
@@ -2165,7 +2464,11 @@ const file_runnel_v1_admin_proto_rawDesc = "" +
 	"\x11SESSION_ORDER_LAG\x10\x01\x12\x16\n" +
 	"\x12SESSION_ORDER_RATE\x10\x02\x12\x17\n" +
 	"\x13SESSION_ORDER_DELAY\x10\x03\x12\x15\n" +
-	"\x11SESSION_ORDER_AGE\x10\x042\xa7\a\n" +
+	"\x11SESSION_ORDER_AGE\x10\x04*k\n" +
+	"\x0eBusyTopicOrder\x12 \n" +
+	"\x1cBUSY_TOPIC_ORDER_UNSPECIFIED\x10\x00\x12\x1b\n" +
+	"\x17BUSY_TOPIC_ORDER_EVENTS\x10\x01\x12\x1a\n" +
+	"\x16BUSY_TOPIC_ORDER_BYTES\x10\x022\xfe\a\n" +
 	"\fAdminService\x12=\n" +
 	"\x06Revoke\x12\x18.runnel.v1.RevokeRequest\x1a\x19.runnel.v1.RevokeResponse\x12@\n" +
 	"\aRestore\x12\x19.runnel.v1.RestoreRequest\x1a\x1a.runnel.v1.RestoreResponse\x12X\n" +
@@ -2176,7 +2479,8 @@ const file_runnel_v1_admin_proto_rawDesc = "" +
 	"GetSession\x12\x1c.runnel.v1.GetSessionRequest\x1a\x1d.runnel.v1.GetSessionResponse\x12I\n" +
 	"\n" +
 	"Disconnect\x12\x1c.runnel.v1.DisconnectRequest\x1a\x1d.runnel.v1.DisconnectResponse\x12U\n" +
-	"\x0eListNamespaces\x12 .runnel.v1.ListNamespacesRequest\x1a!.runnel.v1.ListNamespacesResponse\x12R\n" +
+	"\x0eListNamespaces\x12 .runnel.v1.ListNamespacesRequest\x1a!.runnel.v1.ListNamespacesResponse\x12U\n" +
+	"\x0eListBusyTopics\x12 .runnel.v1.ListBusyTopicsRequest\x1a!.runnel.v1.ListBusyTopicsResponse\x12R\n" +
 	"\rTrimNamespace\x12\x1f.runnel.v1.TrimNamespaceRequest\x1a .runnel.v1.TrimNamespaceResponse\x12:\n" +
 	"\x05Drain\x12\x17.runnel.v1.DrainRequest\x1a\x18.runnel.v1.DrainResponse\x12=\n" +
 	"\x06Reload\x12\x18.runnel.v1.ReloadRequest\x1a\x19.runnel.v1.ReloadResponse\x12[\n" +
@@ -2197,86 +2501,94 @@ func file_runnel_v1_admin_proto_rawDescGZIP() []byte {
 	return file_runnel_v1_admin_proto_rawDescData
 }
 
-var file_runnel_v1_admin_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_runnel_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 28)
+var file_runnel_v1_admin_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
+var file_runnel_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 31)
 var file_runnel_v1_admin_proto_goTypes = []any{
 	(RevokedKind)(0),                 // 0: runnel.v1.RevokedKind
 	(SessionOrder)(0),                // 1: runnel.v1.SessionOrder
-	(*Revocation)(nil),               // 2: runnel.v1.Revocation
-	(*RevokeRequest)(nil),            // 3: runnel.v1.RevokeRequest
-	(*RevokeResponse)(nil),           // 4: runnel.v1.RevokeResponse
-	(*RestoreRequest)(nil),           // 5: runnel.v1.RestoreRequest
-	(*RestoreResponse)(nil),          // 6: runnel.v1.RestoreResponse
-	(*ListRevocationsRequest)(nil),   // 7: runnel.v1.ListRevocationsRequest
-	(*ListRevocationsResponse)(nil),  // 8: runnel.v1.ListRevocationsResponse
-	(*GetServerInfoRequest)(nil),     // 9: runnel.v1.GetServerInfoRequest
-	(*GetServerInfoResponse)(nil),    // 10: runnel.v1.GetServerInfoResponse
-	(*ListSessionsRequest)(nil),      // 11: runnel.v1.ListSessionsRequest
-	(*ListSessionsResponse)(nil),     // 12: runnel.v1.ListSessionsResponse
-	(*SessionInfo)(nil),              // 13: runnel.v1.SessionInfo
-	(*GetSessionRequest)(nil),        // 14: runnel.v1.GetSessionRequest
-	(*GetSessionResponse)(nil),       // 15: runnel.v1.GetSessionResponse
-	(*SubscriptionInfo)(nil),         // 16: runnel.v1.SubscriptionInfo
-	(*DisconnectRequest)(nil),        // 17: runnel.v1.DisconnectRequest
-	(*DisconnectResponse)(nil),       // 18: runnel.v1.DisconnectResponse
-	(*ListNamespacesRequest)(nil),    // 19: runnel.v1.ListNamespacesRequest
-	(*ListNamespacesResponse)(nil),   // 20: runnel.v1.ListNamespacesResponse
-	(*NamespaceInfo)(nil),            // 21: runnel.v1.NamespaceInfo
-	(*TrimNamespaceRequest)(nil),     // 22: runnel.v1.TrimNamespaceRequest
-	(*TrimNamespaceResponse)(nil),    // 23: runnel.v1.TrimNamespaceResponse
-	(*DrainRequest)(nil),             // 24: runnel.v1.DrainRequest
-	(*DrainResponse)(nil),            // 25: runnel.v1.DrainResponse
-	(*ReloadRequest)(nil),            // 26: runnel.v1.ReloadRequest
-	(*ReloadResponse)(nil),           // 27: runnel.v1.ReloadResponse
-	(*GetConfigurationRequest)(nil),  // 28: runnel.v1.GetConfigurationRequest
-	(*GetConfigurationResponse)(nil), // 29: runnel.v1.GetConfigurationResponse
-	(OverflowPolicy)(0),              // 30: runnel.v1.OverflowPolicy
-	(*Position)(nil),                 // 31: runnel.v1.Position
-	(Durability)(0),                  // 32: runnel.v1.Durability
+	(BusyTopicOrder)(0),              // 2: runnel.v1.BusyTopicOrder
+	(*Revocation)(nil),               // 3: runnel.v1.Revocation
+	(*RevokeRequest)(nil),            // 4: runnel.v1.RevokeRequest
+	(*RevokeResponse)(nil),           // 5: runnel.v1.RevokeResponse
+	(*RestoreRequest)(nil),           // 6: runnel.v1.RestoreRequest
+	(*RestoreResponse)(nil),          // 7: runnel.v1.RestoreResponse
+	(*ListRevocationsRequest)(nil),   // 8: runnel.v1.ListRevocationsRequest
+	(*ListRevocationsResponse)(nil),  // 9: runnel.v1.ListRevocationsResponse
+	(*GetServerInfoRequest)(nil),     // 10: runnel.v1.GetServerInfoRequest
+	(*GetServerInfoResponse)(nil),    // 11: runnel.v1.GetServerInfoResponse
+	(*ListSessionsRequest)(nil),      // 12: runnel.v1.ListSessionsRequest
+	(*ListSessionsResponse)(nil),     // 13: runnel.v1.ListSessionsResponse
+	(*SessionInfo)(nil),              // 14: runnel.v1.SessionInfo
+	(*GetSessionRequest)(nil),        // 15: runnel.v1.GetSessionRequest
+	(*GetSessionResponse)(nil),       // 16: runnel.v1.GetSessionResponse
+	(*SubscriptionInfo)(nil),         // 17: runnel.v1.SubscriptionInfo
+	(*DisconnectRequest)(nil),        // 18: runnel.v1.DisconnectRequest
+	(*DisconnectResponse)(nil),       // 19: runnel.v1.DisconnectResponse
+	(*ListNamespacesRequest)(nil),    // 20: runnel.v1.ListNamespacesRequest
+	(*ListNamespacesResponse)(nil),   // 21: runnel.v1.ListNamespacesResponse
+	(*NamespaceInfo)(nil),            // 22: runnel.v1.NamespaceInfo
+	(*ListBusyTopicsRequest)(nil),    // 23: runnel.v1.ListBusyTopicsRequest
+	(*ListBusyTopicsResponse)(nil),   // 24: runnel.v1.ListBusyTopicsResponse
+	(*BusyTopic)(nil),                // 25: runnel.v1.BusyTopic
+	(*TrimNamespaceRequest)(nil),     // 26: runnel.v1.TrimNamespaceRequest
+	(*TrimNamespaceResponse)(nil),    // 27: runnel.v1.TrimNamespaceResponse
+	(*DrainRequest)(nil),             // 28: runnel.v1.DrainRequest
+	(*DrainResponse)(nil),            // 29: runnel.v1.DrainResponse
+	(*ReloadRequest)(nil),            // 30: runnel.v1.ReloadRequest
+	(*ReloadResponse)(nil),           // 31: runnel.v1.ReloadResponse
+	(*GetConfigurationRequest)(nil),  // 32: runnel.v1.GetConfigurationRequest
+	(*GetConfigurationResponse)(nil), // 33: runnel.v1.GetConfigurationResponse
+	(OverflowPolicy)(0),              // 34: runnel.v1.OverflowPolicy
+	(*Position)(nil),                 // 35: runnel.v1.Position
+	(Durability)(0),                  // 36: runnel.v1.Durability
 }
 var file_runnel_v1_admin_proto_depIdxs = []int32{
 	0,  // 0: runnel.v1.Revocation.kind:type_name -> runnel.v1.RevokedKind
 	0,  // 1: runnel.v1.RevokeRequest.kind:type_name -> runnel.v1.RevokedKind
-	2,  // 2: runnel.v1.RevokeResponse.revocation:type_name -> runnel.v1.Revocation
+	3,  // 2: runnel.v1.RevokeResponse.revocation:type_name -> runnel.v1.Revocation
 	0,  // 3: runnel.v1.RestoreRequest.kind:type_name -> runnel.v1.RevokedKind
-	2,  // 4: runnel.v1.ListRevocationsResponse.revocations:type_name -> runnel.v1.Revocation
+	3,  // 4: runnel.v1.ListRevocationsResponse.revocations:type_name -> runnel.v1.Revocation
 	1,  // 5: runnel.v1.ListSessionsRequest.order:type_name -> runnel.v1.SessionOrder
-	13, // 6: runnel.v1.ListSessionsResponse.sessions:type_name -> runnel.v1.SessionInfo
-	13, // 7: runnel.v1.GetSessionResponse.session:type_name -> runnel.v1.SessionInfo
-	16, // 8: runnel.v1.GetSessionResponse.subscriptions:type_name -> runnel.v1.SubscriptionInfo
-	30, // 9: runnel.v1.SubscriptionInfo.overflow:type_name -> runnel.v1.OverflowPolicy
-	31, // 10: runnel.v1.SubscriptionInfo.position:type_name -> runnel.v1.Position
-	21, // 11: runnel.v1.ListNamespacesResponse.namespaces:type_name -> runnel.v1.NamespaceInfo
-	32, // 12: runnel.v1.NamespaceInfo.durability:type_name -> runnel.v1.Durability
-	3,  // 13: runnel.v1.AdminService.Revoke:input_type -> runnel.v1.RevokeRequest
-	5,  // 14: runnel.v1.AdminService.Restore:input_type -> runnel.v1.RestoreRequest
-	7,  // 15: runnel.v1.AdminService.ListRevocations:input_type -> runnel.v1.ListRevocationsRequest
-	9,  // 16: runnel.v1.AdminService.GetServerInfo:input_type -> runnel.v1.GetServerInfoRequest
-	11, // 17: runnel.v1.AdminService.ListSessions:input_type -> runnel.v1.ListSessionsRequest
-	14, // 18: runnel.v1.AdminService.GetSession:input_type -> runnel.v1.GetSessionRequest
-	17, // 19: runnel.v1.AdminService.Disconnect:input_type -> runnel.v1.DisconnectRequest
-	19, // 20: runnel.v1.AdminService.ListNamespaces:input_type -> runnel.v1.ListNamespacesRequest
-	22, // 21: runnel.v1.AdminService.TrimNamespace:input_type -> runnel.v1.TrimNamespaceRequest
-	24, // 22: runnel.v1.AdminService.Drain:input_type -> runnel.v1.DrainRequest
-	26, // 23: runnel.v1.AdminService.Reload:input_type -> runnel.v1.ReloadRequest
-	28, // 24: runnel.v1.AdminService.GetConfiguration:input_type -> runnel.v1.GetConfigurationRequest
-	4,  // 25: runnel.v1.AdminService.Revoke:output_type -> runnel.v1.RevokeResponse
-	6,  // 26: runnel.v1.AdminService.Restore:output_type -> runnel.v1.RestoreResponse
-	8,  // 27: runnel.v1.AdminService.ListRevocations:output_type -> runnel.v1.ListRevocationsResponse
-	10, // 28: runnel.v1.AdminService.GetServerInfo:output_type -> runnel.v1.GetServerInfoResponse
-	12, // 29: runnel.v1.AdminService.ListSessions:output_type -> runnel.v1.ListSessionsResponse
-	15, // 30: runnel.v1.AdminService.GetSession:output_type -> runnel.v1.GetSessionResponse
-	18, // 31: runnel.v1.AdminService.Disconnect:output_type -> runnel.v1.DisconnectResponse
-	20, // 32: runnel.v1.AdminService.ListNamespaces:output_type -> runnel.v1.ListNamespacesResponse
-	23, // 33: runnel.v1.AdminService.TrimNamespace:output_type -> runnel.v1.TrimNamespaceResponse
-	25, // 34: runnel.v1.AdminService.Drain:output_type -> runnel.v1.DrainResponse
-	27, // 35: runnel.v1.AdminService.Reload:output_type -> runnel.v1.ReloadResponse
-	29, // 36: runnel.v1.AdminService.GetConfiguration:output_type -> runnel.v1.GetConfigurationResponse
-	25, // [25:37] is the sub-list for method output_type
-	13, // [13:25] is the sub-list for method input_type
-	13, // [13:13] is the sub-list for extension type_name
-	13, // [13:13] is the sub-list for extension extendee
-	0,  // [0:13] is the sub-list for field type_name
+	14, // 6: runnel.v1.ListSessionsResponse.sessions:type_name -> runnel.v1.SessionInfo
+	14, // 7: runnel.v1.GetSessionResponse.session:type_name -> runnel.v1.SessionInfo
+	17, // 8: runnel.v1.GetSessionResponse.subscriptions:type_name -> runnel.v1.SubscriptionInfo
+	34, // 9: runnel.v1.SubscriptionInfo.overflow:type_name -> runnel.v1.OverflowPolicy
+	35, // 10: runnel.v1.SubscriptionInfo.position:type_name -> runnel.v1.Position
+	22, // 11: runnel.v1.ListNamespacesResponse.namespaces:type_name -> runnel.v1.NamespaceInfo
+	36, // 12: runnel.v1.NamespaceInfo.durability:type_name -> runnel.v1.Durability
+	2,  // 13: runnel.v1.ListBusyTopicsRequest.order:type_name -> runnel.v1.BusyTopicOrder
+	25, // 14: runnel.v1.ListBusyTopicsResponse.topics:type_name -> runnel.v1.BusyTopic
+	4,  // 15: runnel.v1.AdminService.Revoke:input_type -> runnel.v1.RevokeRequest
+	6,  // 16: runnel.v1.AdminService.Restore:input_type -> runnel.v1.RestoreRequest
+	8,  // 17: runnel.v1.AdminService.ListRevocations:input_type -> runnel.v1.ListRevocationsRequest
+	10, // 18: runnel.v1.AdminService.GetServerInfo:input_type -> runnel.v1.GetServerInfoRequest
+	12, // 19: runnel.v1.AdminService.ListSessions:input_type -> runnel.v1.ListSessionsRequest
+	15, // 20: runnel.v1.AdminService.GetSession:input_type -> runnel.v1.GetSessionRequest
+	18, // 21: runnel.v1.AdminService.Disconnect:input_type -> runnel.v1.DisconnectRequest
+	20, // 22: runnel.v1.AdminService.ListNamespaces:input_type -> runnel.v1.ListNamespacesRequest
+	23, // 23: runnel.v1.AdminService.ListBusyTopics:input_type -> runnel.v1.ListBusyTopicsRequest
+	26, // 24: runnel.v1.AdminService.TrimNamespace:input_type -> runnel.v1.TrimNamespaceRequest
+	28, // 25: runnel.v1.AdminService.Drain:input_type -> runnel.v1.DrainRequest
+	30, // 26: runnel.v1.AdminService.Reload:input_type -> runnel.v1.ReloadRequest
+	32, // 27: runnel.v1.AdminService.GetConfiguration:input_type -> runnel.v1.GetConfigurationRequest
+	5,  // 28: runnel.v1.AdminService.Revoke:output_type -> runnel.v1.RevokeResponse
+	7,  // 29: runnel.v1.AdminService.Restore:output_type -> runnel.v1.RestoreResponse
+	9,  // 30: runnel.v1.AdminService.ListRevocations:output_type -> runnel.v1.ListRevocationsResponse
+	11, // 31: runnel.v1.AdminService.GetServerInfo:output_type -> runnel.v1.GetServerInfoResponse
+	13, // 32: runnel.v1.AdminService.ListSessions:output_type -> runnel.v1.ListSessionsResponse
+	16, // 33: runnel.v1.AdminService.GetSession:output_type -> runnel.v1.GetSessionResponse
+	19, // 34: runnel.v1.AdminService.Disconnect:output_type -> runnel.v1.DisconnectResponse
+	21, // 35: runnel.v1.AdminService.ListNamespaces:output_type -> runnel.v1.ListNamespacesResponse
+	24, // 36: runnel.v1.AdminService.ListBusyTopics:output_type -> runnel.v1.ListBusyTopicsResponse
+	27, // 37: runnel.v1.AdminService.TrimNamespace:output_type -> runnel.v1.TrimNamespaceResponse
+	29, // 38: runnel.v1.AdminService.Drain:output_type -> runnel.v1.DrainResponse
+	31, // 39: runnel.v1.AdminService.Reload:output_type -> runnel.v1.ReloadResponse
+	33, // 40: runnel.v1.AdminService.GetConfiguration:output_type -> runnel.v1.GetConfigurationResponse
+	28, // [28:41] is the sub-list for method output_type
+	15, // [15:28] is the sub-list for method input_type
+	15, // [15:15] is the sub-list for extension type_name
+	15, // [15:15] is the sub-list for extension extendee
+	0,  // [0:15] is the sub-list for field type_name
 }
 
 func init() { file_runnel_v1_admin_proto_init() }
@@ -2290,8 +2602,8 @@ func file_runnel_v1_admin_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_runnel_v1_admin_proto_rawDesc), len(file_runnel_v1_admin_proto_rawDesc)),
-			NumEnums:      2,
-			NumMessages:   28,
+			NumEnums:      3,
+			NumMessages:   31,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

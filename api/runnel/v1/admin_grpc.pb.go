@@ -30,6 +30,7 @@ const (
 	AdminService_GetSession_FullMethodName       = "/runnel.v1.AdminService/GetSession"
 	AdminService_Disconnect_FullMethodName       = "/runnel.v1.AdminService/Disconnect"
 	AdminService_ListNamespaces_FullMethodName   = "/runnel.v1.AdminService/ListNamespaces"
+	AdminService_ListBusyTopics_FullMethodName   = "/runnel.v1.AdminService/ListBusyTopics"
 	AdminService_TrimNamespace_FullMethodName    = "/runnel.v1.AdminService/TrimNamespace"
 	AdminService_Drain_FullMethodName            = "/runnel.v1.AdminService/Drain"
 	AdminService_Reload_FullMethodName           = "/runnel.v1.AdminService/Reload"
@@ -61,6 +62,9 @@ type AdminServiceClient interface {
 	Disconnect(ctx context.Context, in *DisconnectRequest, opts ...grpc.CallOption) (*DisconnectResponse, error)
 	// ListNamespaces lists namespaces whose logs are open, by name.
 	ListNamespaces(ctx context.Context, in *ListNamespacesRequest, opts ...grpc.CallOption) (*ListNamespacesResponse, error)
+	// ListBusyTopics lists the topics that take the most, busiest first. The server counts each event, in memory that is bounded however many
+	// topics there are: of those that take little not all are known.
+	ListBusyTopics(ctx context.Context, in *ListBusyTopicsRequest, opts ...grpc.CallOption) (*ListBusyTopicsResponse, error)
 	// TrimNamespace removes a namespace's events up to an offset, for good; whoever reads there is told by a GAP or POSITION_GONE.
 	// NOT_FOUND UNKNOWN_NAMESPACE; INVALID_ARGUMENT NO_HISTORY.
 	TrimNamespace(ctx context.Context, in *TrimNamespaceRequest, opts ...grpc.CallOption) (*TrimNamespaceResponse, error)
@@ -161,6 +165,16 @@ func (c *adminServiceClient) ListNamespaces(ctx context.Context, in *ListNamespa
 	return out, nil
 }
 
+func (c *adminServiceClient) ListBusyTopics(ctx context.Context, in *ListBusyTopicsRequest, opts ...grpc.CallOption) (*ListBusyTopicsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListBusyTopicsResponse)
+	err := c.cc.Invoke(ctx, AdminService_ListBusyTopics_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *adminServiceClient) TrimNamespace(ctx context.Context, in *TrimNamespaceRequest, opts ...grpc.CallOption) (*TrimNamespaceResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(TrimNamespaceResponse)
@@ -226,6 +240,9 @@ type AdminServiceServer interface {
 	Disconnect(context.Context, *DisconnectRequest) (*DisconnectResponse, error)
 	// ListNamespaces lists namespaces whose logs are open, by name.
 	ListNamespaces(context.Context, *ListNamespacesRequest) (*ListNamespacesResponse, error)
+	// ListBusyTopics lists the topics that take the most, busiest first. The server counts each event, in memory that is bounded however many
+	// topics there are: of those that take little not all are known.
+	ListBusyTopics(context.Context, *ListBusyTopicsRequest) (*ListBusyTopicsResponse, error)
 	// TrimNamespace removes a namespace's events up to an offset, for good; whoever reads there is told by a GAP or POSITION_GONE.
 	// NOT_FOUND UNKNOWN_NAMESPACE; INVALID_ARGUMENT NO_HISTORY.
 	TrimNamespace(context.Context, *TrimNamespaceRequest) (*TrimNamespaceResponse, error)
@@ -269,6 +286,9 @@ func (UnimplementedAdminServiceServer) Disconnect(context.Context, *DisconnectRe
 }
 func (UnimplementedAdminServiceServer) ListNamespaces(context.Context, *ListNamespacesRequest) (*ListNamespacesResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ListNamespaces not implemented")
+}
+func (UnimplementedAdminServiceServer) ListBusyTopics(context.Context, *ListBusyTopicsRequest) (*ListBusyTopicsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListBusyTopics not implemented")
 }
 func (UnimplementedAdminServiceServer) TrimNamespace(context.Context, *TrimNamespaceRequest) (*TrimNamespaceResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method TrimNamespace not implemented")
@@ -447,6 +467,24 @@ func _AdminService_ListNamespaces_Handler(srv interface{}, ctx context.Context, 
 	return interceptor(ctx, in, info, handler)
 }
 
+func _AdminService_ListBusyTopics_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListBusyTopicsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServiceServer).ListBusyTopics(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: AdminService_ListBusyTopics_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServiceServer).ListBusyTopics(ctx, req.(*ListBusyTopicsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _AdminService_TrimNamespace_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(TrimNamespaceRequest)
 	if err := dec(in); err != nil {
@@ -557,6 +595,10 @@ var AdminService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "ListNamespaces",
 			Handler:    _AdminService_ListNamespaces_Handler,
+		},
+		{
+			MethodName: "ListBusyTopics",
+			Handler:    _AdminService_ListBusyTopics_Handler,
 		},
 		{
 			MethodName: "TrimNamespace",
