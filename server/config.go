@@ -26,6 +26,8 @@ type Config struct {
 	// DrainNotice is how long a session that is told to move goes on, so that its client can begin elsewhere first. Default 2 s where there is
 	// somewhere to go, that is with Endpoints or MaxStreamAge, else 0; at most a quarter of DrainTimeout.
 	DrainNotice time.Duration
+	// Channelz serves what grpc-go knows of its connections and streams (grpc.channelz.v1.Channelz) to administrators.
+	Channelz bool
 	// MaxStreamAge ends sessions that are older, give or take a quarter, so that clients spread over servers that were added; 0: no limit.
 	MaxStreamAge time.Duration
 	// Endpoints are the addresses of servers that clients may go to, which they are told when they come and when they have to move.

@@ -13,8 +13,10 @@ import (
 	"strings"
 	"sync"
 
+	channelzv1 "google.golang.org/grpc/channelz/grpc_channelz_v1"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
+	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
 
 	"github.com/runnelhq/runnel/internal/admin"
 	"github.com/runnelhq/runnel/internal/audit"
@@ -225,7 +227,7 @@ func (s *security) open(cfg *Config, m *admin.Metrics) (err error) {
 	}
 	guard := grpcapi.GuardConfig{
 		Policy: s.authority.policy, Verifier: s.authority.verifier, Revocations: s.revocations, Limiter: s.limiter, Audit: s.audit,
-		Open: []string{"grpc.health.v1.Health"}, Refused: m.Refused,
+		Open: []string{healthv1.Health_ServiceDesc.ServiceName}, Operators: []string{channelzv1.Channelz_ServiceDesc.ServiceName}, Refused: m.Refused,
 	}
 	if cfg.TLS.ClientCA != "" {
 		guard.Kind = auth.Kind(cfg.TLS.Identity)

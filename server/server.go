@@ -20,6 +20,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
+	channelz "google.golang.org/grpc/channelz/service"
 	"google.golang.org/grpc/health"
 	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/keepalive"
@@ -215,6 +216,9 @@ func (s *Server) Run(ctx context.Context) error {
 	}))
 	healthv1.RegisterHealthServer(g, s.health)
 	reflection.Register(g)
+	if s.cfg.Channelz {
+		channelz.RegisterChannelzServiceToServer(g)
+	}
 	s.setHealth(s.engine.Health())
 
 	// The parts stop in the order of the data path, each waiting for its own.

@@ -161,7 +161,7 @@ RUNNEL_NAMESPACES__MAX_LAG: bad namespace "": it is empty`)
 func TestFileProblems(t *testing.T) {
 	const (
 		keys   = "history, max_age, max_bytes, max_events, max_lag, max_lag_age, overflow, policies, publish_bytes, publish_rate, subscriptions"
-		top    = "admin, audit, data, defaults, dev, drain_notice, drain_spread, drain_timeout, endpoints, insecure, issuers, limits, listen, log_format, log_level, max_stream_age, namespaces, otlp, roles, send_timeout, tls"
+		top    = "admin, audit, channelz, data, defaults, dev, drain_notice, drain_spread, drain_timeout, endpoints, insecure, issuers, limits, listen, log_format, log_level, max_stream_age, namespaces, otlp, roles, send_timeout, tls"
 		limits = "client_publish_bytes, client_publish_rate, client_sessions, client_subscriptions, max_connections, max_connections_per_address, max_headers_bytes, max_namespaces, max_payload_bytes, max_streams_per_connection, max_subscriptions, memory_bytes, server_publish_bytes, server_publish_rate, server_sessions, server_subscriptions, subject_publish_bytes, subject_publish_rate, subject_sessions, subject_subscriptions"
 	)
 	for _, c := range []struct{ name, file, want string }{

@@ -36,8 +36,9 @@ type GuardConfig struct {
 	Audit       *audit.Log        // nil: none
 	// Refused, if set, is called for each refusal, with why: one of RefusedReasons.
 	Refused func(reason string)
-	// Open are the services that anybody may call.
-	Open []string
+	// Open are the services that anybody may call, and Operators those that only administrators may. All others are for whoever is known, and
+	// look further at what he may.
+	Open, Operators []string
 }
 
 // Guard stands before every call: it proves who calls, and keeps an eye on streams, whose callers may lose their rights meanwhile.
@@ -150,7 +151,12 @@ func (g *Guard) Unary(ctx context.Context, r any, info *grpc.UnaryServerInfo, ha
 		return nil, statusOf(err).Err()
 	}
 	defer c.limits.Close()
-	answer, err := handler(context.WithValue(ctx, callerKey{}, c), r)
+	ctx = context.WithValue(ctx, callerKey{}, c)
+	if err := g.operating(ctx, info.FullMethod); err != nil {
+		c.denied(err)
+		return nil, err
+	}
+	answer, err := handler(ctx, r)
 	c.denied(err)
 	return answer, err
 }
@@ -189,7 +195,9 @@ func (g *Guard) Stream(srv any, s grpc.ServerStream, info *grpc.StreamServerInfo
 		return statusOf(err).Err()
 	}
 	defer g.leave(c)
-	err = handler(srv, &guarded{s, ctx})
+	if err = g.operating(ctx, info.FullMethod); err == nil {
+		err = handler(srv, &guarded{s, ctx})
+	}
 	c.denied(err)
 	return err
 }
@@ -201,9 +209,20 @@ func (c *caller) denied(err error) {
 	}
 }
 
-func (g *Guard) open(method string) bool {
+func (g *Guard) open(method string) bool { return slices.Contains(g.cfg.Open, serviceOf(method)) }
+
+// operating is the error of a call that only administrators may make.
+func (g *Guard) operating(ctx context.Context, method string) error {
+	if !slices.Contains(g.cfg.Operators, serviceOf(method)) {
+		return nil
+	}
+	_, err := g.Administrator(ctx)
+	return err
+}
+
+func serviceOf(method string) string {
 	service, _, _ := strings.Cut(strings.TrimPrefix(method, "/"), "/")
-	return slices.Contains(g.cfg.Open, service)
+	return service
 }
 
 // admit proves who calls. Its error is what the client is told.
