@@ -207,6 +207,36 @@ func TestStopIsGraceful(t *testing.T) {
 	}
 }
 
+// Streams that do not end by themselves, as those of readers that never read, are cut when the drain timeout is over.
+func TestStopIsForced(t *testing.T) {
+	t.Parallel()
+	s := runneltest.StartServer(t, server.Config{DrainTimeout: 500 * time.Millisecond, DrainNotice: time.Hour, Defaults: server.Namespace{History: "memory"}})
+	c := api(t, s.Addr, grpc.WithStaticStreamWindowSize(64<<10), grpc.WithStaticConnWindowSize(64<<10))
+	for range 20 {
+		if _, err := c.Publish(t.Context(), &runnelv1.PublishRequest{Topic: "a.b", Payload: make([]byte, 100<<10)}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	stuck, err := c.Subscribe(t.Context(), &runnelv1.SubscribeRequest{Subscriptions: []*runnelv1.Subscription{earliest("a.b")}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := stuck.Recv(); err != nil {
+		t.Fatal(err)
+	}
+	stays := api(t, s.Addr) // and ignores that it is told to move
+	if _, err := stays.EstablishStream(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	stopped := make(chan struct{})
+	go func() { s.Stop(); close(stopped) }()
+	select {
+	case <-stopped:
+	case <-time.After(20 * time.Second):
+		t.Fatal("the server has not stopped")
+	}
+}
+
 func TestConfigIsChecked(t *testing.T) {
 	for want, cfg := range map[string]server.Config{
 		"will not listen on 0.0.0.0:1: it can be reached from other machines, and there is no TLS and no authentication; --insecure allows it all the same": {Listen: "0.0.0.0:1"},
