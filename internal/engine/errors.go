@@ -15,6 +15,8 @@ var (
 	ErrStorageFull = errors.New("storage is full")
 	// ErrStorageFailed: the storage failed while writing; whether the event is stored is unknown.
 	ErrStorageFailed = errors.New("storage failed")
+	// ErrUnavailable: whatever keeps the events cannot be reached; nothing was stored. It is worth trying again later.
+	ErrUnavailable = errors.New("storage is not reachable")
 	// ErrCorrupt: stored bytes cannot be read and it is not known which events are concerned.
 	ErrCorrupt = errors.New("stored data is damaged")
 	// ErrNoHistory: the operation needs stored events and the namespace keeps none.

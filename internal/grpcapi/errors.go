@@ -55,6 +55,7 @@ var table = []row{
 	{as[*engine.TooManyTopicsError], codes.InvalidArgument, "TOO_MANY_TOPICS", 0},
 	{is(engine.ErrStorageFull), codes.ResourceExhausted, "STORAGE_FULL", 5 * time.Second},
 	{is(engine.ErrStorageFailed), codes.Unavailable, "STORAGE_FAILED", time.Second},
+	{is(engine.ErrUnavailable), codes.Unavailable, "STORAGE_UNAVAILABLE", time.Second},
 	{is(engine.ErrCorrupt), codes.DataLoss, "DATA_DAMAGED", 0},
 	{is(engine.ErrClosed), codes.Unavailable, "DRAINING", time.Second},
 	{is(engine.ErrSkipped), codes.Aborted, "SKIPPED", 0},

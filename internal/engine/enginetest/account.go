@@ -25,7 +25,7 @@ type account struct {
 // account begins the history of a log that is empty.
 func (g *rig) account(l engine.Log) *account {
 	a := &account{g: g, rec: history.New()}
-	a.rec.Namespace(l.Namespace(), history.Rules{Durability: g.history.Durability(), DedupWindow: g.cfg.DedupWindow})
+	a.rec.Namespace(l.Namespace(), history.Rules{Durability: g.f.durability(g.history), DedupWindow: g.cfg.DedupWindow})
 	a.opened(l, history.Opening{})
 	return a
 }
@@ -35,6 +35,9 @@ func (a *account) opened(l engine.Log, o history.Opening) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	s := l.State()
+	if s.Epoch == a.epoch {
+		return // it went on where it was
+	}
 	o.Epoch = s.Epoch
 	if o.Head != history.HeadUnknown {
 		o.Head = s.Head
@@ -94,7 +97,7 @@ var errLost = errors.New("the answer is lost")
 
 // refused reports whether an error of Append means that nothing is stored.
 func refused(err error) bool {
-	return errors.Is(err, engine.ErrStorageFull) || errors.Is(err, engine.ErrClosed)
+	return errors.Is(err, engine.ErrStorageFull) || errors.Is(err, engine.ErrClosed) || errors.Is(err, engine.ErrUnavailable)
 }
 
 // published reads an entry back from its body.

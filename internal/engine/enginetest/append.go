@@ -68,7 +68,7 @@ var epochForm = regexp.MustCompile(`^[0-9a-f]{16}$`)
 func state(g *rig) {
 	l := g.open(engine.Config{})
 	s := l.State()
-	if l.Namespace() != namespace || !epochForm.MatchString(s.Epoch) || s.Durability != g.history.Durability() ||
+	if l.Namespace() != namespace || !epochForm.MatchString(s.Epoch) || s.Durability != g.f.durability(g.history) ||
 		s.History != (g.history != engine.HistoryNone) {
 		g.Errorf("%s: %+v", l.Namespace(), s)
 	}

@@ -18,7 +18,7 @@ var dedupCases = []testCase{
 	{"ids outlive a restart", durable, 0, idsOutliveRestart},
 	{"the window ends", all, needClock, windowEnds},
 	{"the window ends across a restart", durable, needClock, windowEndsAcrossRestart},
-	{"the number of ids is bounded", all, 0, idsAreBounded},
+	{"the number of ids is bounded", all, needIDBound, idsAreBounded},
 }
 
 // again sends an event a second time and expects the first result.
@@ -117,7 +117,11 @@ func idsOutliveTrimming(g *rig) {
 	g.eventually("trimming", func() bool { return l.State().Oldest > first.Offset })
 	g.again(l, "after trimming", g.dedup("n.a", "1", "x"), first)
 	if g.history != engine.HistoryMemory {
-		g.again(g.restart(), "after trimming and a restart", g.dedup("n.a", "1", "x"), first)
+		l = g.restart()
+		if g.f.External { // the timestamp is gone with the event, and with the process that saw it
+			first.Timestamp = g.append(l, g.dedup("n.a", "1", "x"))[0].Timestamp
+		}
+		g.again(l, "after trimming and a restart", g.dedup("n.a", "1", "x"), first)
 	}
 }
 

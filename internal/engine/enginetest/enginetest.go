@@ -17,6 +17,7 @@ import (
 	"testing"
 	"time"
 
+	runnelv1 "github.com/runnelhq/runnel/api/runnel/v1"
 	"github.com/runnelhq/runnel/internal/engine"
 )
 
@@ -39,6 +40,23 @@ type Factory struct {
 	Storage func(t TB) Storage
 	// Clock says that the engine takes its time from Options.Now.
 	Clock bool
+	// External says that logs live outside the process: closing an engine and opening it again changes neither their epochs nor
+	// what is kept in memory.
+	External bool
+	// IDsByWindow says that ids of events that are kept are forgotten with time alone, however many there are.
+	IDsByWindow bool
+	// Durability is what an acknowledgement means; nil: what the kind of history promises by its name.
+	Durability func(engine.History) runnelv1.Durability
+	// Leaks reports goroutines that were left behind, where the process has others that come and go; nil: every one that was
+	// not there before counts.
+	Leaks func() error
+}
+
+func (f Factory) durability(h engine.History) runnelv1.Durability {
+	if f.Durability != nil {
+		return f.Durability(h)
+	}
+	return h.Durability()
 }
 
 // Storage is where an engine keeps its logs. It outlives the engines that are opened on it. All but Open may be nil.
@@ -69,6 +87,8 @@ const (
 	needCrash
 	needFail
 	needFull
+	needInside  // logs end with the process that has them open, or get a new epoch
+	needIDBound // the number of ids is bounded
 )
 
 // testCase is one case, run once for each kind of history in kinds.
@@ -99,7 +119,7 @@ func Run(t *testing.T, f Factory) {
 	for _, h := range f.Histories {
 		t.Run(string(h), func(t *testing.T) {
 			for _, c := range cases() {
-				if c.appliesTo(h, f.needs(t)) {
+				if c.appliesTo(h, f.needs(t, h)) {
 					t.Run(c.name, func(t *testing.T) { runCase(t, f, h, c) })
 				}
 			}
@@ -111,11 +131,14 @@ func (c testCase) appliesTo(h engine.History, offered need) bool {
 	return slices.Contains(c.kinds, h) && c.need&^offered == 0
 }
 
-// needs is what the factory can do.
-func (f Factory) needs(t TB) need {
+// needs is what the factory can do for a kind of history.
+func (f Factory) needs(t TB, h engine.History) need {
 	s := f.Storage(t)
 	var n need
-	for bit, ok := range map[need]bool{needClock: f.Clock, needCrash: s.Crash != nil, needFail: s.Fail != nil, needFull: s.Full != nil} {
+	for bit, ok := range map[need]bool{
+		needClock: f.Clock, needCrash: s.Crash != nil, needFail: s.Fail != nil, needFull: s.Full != nil, needInside: !f.External,
+		needIDBound: !f.IDsByWindow || h == engine.HistoryNone,
+	} {
 		if ok {
 			n |= bit
 		}

@@ -46,7 +46,11 @@ func runCase(t TB, f Factory, h engine.History, c testCase) {
 	t.Cleanup(func() {
 		g.close()
 		cancel()
-		if err := goleak.Find(before); err != nil {
+		left := goleak.Find
+		if f.Leaks != nil {
+			left = func(...goleak.Option) error { return f.Leaks() }
+		}
+		if err := left(before); err != nil {
 			t.Errorf("after Close goroutines are left: %v", err)
 		}
 	})
@@ -115,6 +119,11 @@ func (g *rig) restart() engine.Log {
 	g.Helper()
 	g.close()
 	return g.open(g.cfg)
+}
+
+// sameEpoch reports whether the epoch is as it must be after a restart: the same where logs live outside, else another.
+func (g *rig) sameEpoch(before, after engine.State) bool {
+	return (before.Epoch == after.Epoch) == g.f.External
 }
 
 // crash goes on with what a crash leaves.

@@ -1,0 +1,118 @@
+package natsengine
+
+import (
+	"context"
+	"errors"
+	"strconv"
+
+	"github.com/runnelhq/runnel/internal/engine"
+	"github.com/runnelhq/runnel/internal/topic"
+)
+
+const (
+	// JetStream takes up to 1,000 messages in a batch that is stored whole or not at all.
+	batchEvents = 500
+	batchBytes  = 4 << 20
+	// batchAttempts is how often a batch is tried before its entries go one by one.
+	batchAttempts = 5
+)
+
+// chunk is how many entries from one on may be stored together: a batch has no condition on a topic that it writes itself, and
+// no id twice.
+func (a *appending) chunk(from int) int {
+	bytes := 0
+	topics := map[topic.Name]bool{}
+	type id struct {
+		topic topic.Name
+		id    string
+	}
+	ids := map[id]bool{}
+	for n := 0; from+n < len(a.entries); n++ {
+		en := &a.entries[from+n]
+		bytes += len(en.Body)
+		again := en.Dedup && ids[id{en.Topic, en.ID}]
+		if n > 0 && (n == batchEvents || bytes > batchBytes || again || en.Conditional && topics[en.Topic]) {
+			return n
+		}
+		topics[en.Topic] = true
+		if en.Dedup {
+			ids[id{en.Topic, en.ID}] = true
+		}
+	}
+	return len(a.entries) - from
+}
+
+// together stores entries as one atomic batch. Not stored: the stream refused the batch, for whatever reason, and each entry is
+// to be looked at by itself; unknown says that an attempt was not answered, so that entries may be there all the same.
+func (a *appending) together(ctx context.Context, from int, sent []*sending) (stored, unknown bool, err error) {
+	l := a.l
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(l.e.killed, cancel)()
+	last := sent[len(sent)-1]
+	for n := range batchAttempts {
+		answer, what, judged := a.sendBatch(ctx, from, sent)
+		switch {
+		case last.isSeen():
+			what = outcomeStored
+		case what == outcomeUnknown:
+			unknown = true
+		case what == outcomeRefused && errors.Is(judged, engine.ErrStorageFull) && !unknown:
+			return false, false, judged
+		case what == outcomeRefused, isConflict(judged):
+			return false, unknown, nil
+		}
+		if what == outcomeStored {
+			return true, unknown, a.settleBatch(ctx, from, sent, answer)
+		}
+		if pause(ctx, n) != nil {
+			return false, unknown, l.givenUp(unknown, ctx.Err())
+		}
+	}
+	return false, unknown, nil
+}
+
+// sendBatch makes one attempt. Only the last message asks for an answer.
+func (a *appending) sendBatch(ctx context.Context, from int, sent []*sending) (ack, outcome, error) {
+	l := a.l
+	if err := ctx.Err(); err != nil {
+		return ack{}, outcomeAgain, err
+	}
+	c := l.e.write.begin(1)
+	defer c.end()
+	id := []string{l.e.nonce + c.token}
+	for i, s := range sent {
+		m := l.message(&a.entries[from+i], s)
+		m.Header[headerBatch] = id
+		m.Header[headerSequence] = []string{strconv.Itoa(i + 1)}
+		if i == len(sent)-1 {
+			m.Header[headerCommit] = []string{"1"}
+			m.Reply = c.reply()
+		}
+		if err := l.e.write.nc.PublishMsg(m); err != nil {
+			if i < len(sent)-1 {
+				return ack{}, outcomeAgain, errAway // without its last message a batch is never stored
+			}
+			return judge(nil, sendError(err))
+		}
+	}
+	return c.fate(ctx, sent[len(sent)-1])
+}
+
+// settleBatch waits until a stored batch is seen.
+func (a *appending) settleBatch(ctx context.Context, from int, sent []*sending, answer ack) error {
+	a.stored = true
+	count := uint64(len(sent))
+	for i, s := range sent {
+		one := ack{Sequence: answer.Sequence - (count - 1 - uint64(i))}
+		if answer.Sequence == 0 { // it was seen before it was answered, and its last event last
+			one.Sequence = sent[count-1].offset - (count - 1 - uint64(i))
+		}
+		r, err := a.l.settle(ctx, s, one)
+		if err != nil {
+			return err
+		}
+		a.results[from+i] = r
+	}
+	return nil
+}

@@ -1,0 +1,280 @@
+package natsengine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/runnelhq/runnel/internal/engine"
+)
+
+// log is an engine.Log: what this node knows of a stream.
+type log struct {
+	e      *Engine
+	name   string
+	stream string
+	kept   bool // it has a stream
+	cfg    engine.Config
+	taken  chan struct{} // receives when a tail has moved or closed; for logs without history
+	ids    *ids          // of a log without history
+
+	mu     sync.Mutex
+	epoch  string
+	head   uint64
+	time   int64  // of the event at head, or of one before it
+	oldest uint64 // may be above head+1: then the node is yet to see what is gone already
+	limit  uint64 // events the stream keeps; 0: any number
+	ring   ring
+	tails  map[*tail]struct{}
+	moved  chan struct{}       // closed and replaced when head or epoch change
+	sent   map[string]*sending // this node's events on their way, by name
+	short  time.Time           // since when the stream seems to end below head
+}
+
+var _ engine.Log = (*log)(nil)
+
+// openLog opens a namespace's log, making its stream if it is new, and begins to follow it.
+func (e *Engine) openLog(name string, cfg engine.Config) (*log, error) {
+	l := &log{
+		e: e, name: name, kept: cfg.History != engine.HistoryNone, cfg: cfg, oldest: 1,
+		taken: make(chan struct{}, 1), tails: map[*tail]struct{}{}, moved: make(chan struct{}), sent: map[string]*sending{},
+	}
+	if !l.kept {
+		l.epoch, l.ids = newEpoch(), newIDs(cfg)
+		return l, l.open()
+	}
+	l.stream = e.o.streamName(name)
+	i, err := e.stream(e.ctx, name, cfg)
+	if err != nil {
+		return nil, err
+	}
+	l.begin(i)
+	e.logs.Add(1)
+	e.group.Go(l.follow)
+	e.group.Go(l.watch)
+	return l, nil
+}
+
+// begin sets what is known of the log from its stream.
+func (l *log) begin(i *streamInfo) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.epoch, l.head, l.oldest, l.time = i.Config.Metadata[metaEpoch], i.State.Last, i.State.oldest(), 0
+	l.limit = uint64(max(i.Config.MaxMsgs, 0))
+	l.ring, l.short = ring{}, time.Time{}
+	l.announceLocked()
+}
+
+// Namespace implements engine.Log.
+func (l *log) Namespace() string { return l.name }
+
+// State implements engine.Log.
+func (l *log) State() engine.State {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.stateLocked()
+}
+
+func (l *log) stateLocked() engine.State {
+	return engine.State{
+		Epoch: l.epoch, Oldest: min(l.oldest, l.head+1), Head: l.head, Durability: l.e.o.durability(l.cfg.History), History: l.kept,
+	}
+}
+
+// announceLocked wakes whoever waits for head or epoch.
+func (l *log) announceLocked() {
+	close(l.moved)
+	l.moved = make(chan struct{})
+}
+
+// Check implements engine.Log. A position above head may come from a node that is ahead of this one: the stream is asked, and
+// waited for.
+func (l *log) Check(p engine.Position) error {
+	err := l.check(p)
+	var changed *engine.EpochChangedError
+	if s := l.State(); !l.kept || !errors.As(err, &changed) || p.Epoch != "" && p.Epoch != s.Epoch {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(l.e.ctx, apiWait)
+	defer cancel()
+	i, lookErr := l.e.info(ctx, l.stream, nil)
+	if lookErr != nil || i.State.Last < p.Offset || i.Config.Metadata[metaEpoch] != l.State().Epoch {
+		return err
+	}
+	if l.await(ctx, p.Offset) != nil {
+		return err
+	}
+	return l.check(p)
+}
+
+func (l *log) check(p engine.Position) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	changed := &engine.EpochChangedError{Epoch: l.epoch, Head: l.head}
+	if !l.kept { // offsets mean nothing outside the process
+		changed.Head = 0
+		if p.Offset != 0 || p.Epoch != "" && p.Epoch != changed.Epoch {
+			return changed
+		}
+		return nil
+	}
+	switch s := l.stateLocked(); {
+	case p.Epoch != "" && p.Epoch != l.epoch, p.Offset > l.head:
+		return changed
+	case p.Offset+1 < s.Oldest:
+		return &engine.PositionGoneError{Oldest: s.Oldest, Newest: s.Head}
+	}
+	return nil
+}
+
+// await waits until head is at an offset or above.
+func (l *log) await(ctx context.Context, offset uint64) error {
+	for {
+		l.mu.Lock()
+		there, moved := l.head >= offset, l.moved
+		l.mu.Unlock()
+		if there {
+			return nil
+		}
+		select {
+		case <-moved:
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-l.e.killed.Done():
+			return engine.ErrClosed
+		}
+	}
+}
+
+// learn takes in what the stream's leader says.
+func (l *log) learn(i *streamInfo) {
+	// A leader may be new and not know all yet; an end that stays lower than head is a log that lost events.
+	const shortFor = 10 * time.Second
+	if epoch := i.Config.Metadata[metaEpoch]; epoch != l.State().Epoch {
+		if epoch != "" {
+			l.e.o.Logger.Warn("the stream was made anew", "namespace", l.name, "stream", l.stream, "epoch", epoch)
+			l.begin(i)
+		}
+		return
+	}
+	l.mu.Lock()
+	l.limit = uint64(max(i.Config.MaxMsgs, 0))
+	l.forgetLocked(i.State.oldest())
+	lost := false
+	switch {
+	case i.State.Last >= l.head:
+		l.short = time.Time{}
+	case l.short.IsZero():
+		l.short = time.Now()
+	default:
+		lost = time.Since(l.short) > shortFor
+	}
+	l.mu.Unlock()
+	if lost {
+		l.renew(i)
+	}
+}
+
+// forgetLocked takes in that what lies below an offset is gone. If all that is ahead of head is gone, head moves there.
+func (l *log) forgetLocked(oldest uint64) {
+	l.oldest = max(l.oldest, oldest)
+	if l.oldest > l.head+1 {
+		l.head = l.oldest - 1
+		l.announceLocked()
+	}
+}
+
+// renew gives a stream that has lost events a new epoch, since their offsets will be used again.
+func (l *log) renew(i *streamInfo) {
+	c := i.Config
+	c.Metadata[metaEpoch] = newEpoch()
+	ctx, cancel := context.WithTimeout(l.e.ctx, setupWait)
+	defer cancel()
+	l.e.o.Logger.Error("the stream has lost events: it gets a new epoch", "namespace", l.name, "stream", l.stream,
+		"newest", i.State.Last, "newest before", l.State().Head)
+	i, err := l.e.update(ctx, c)
+	if err != nil {
+		l.e.o.Logger.Error("cannot give the stream a new epoch", "namespace", l.name, "error", oneLine(err))
+		return
+	}
+	l.begin(i)
+}
+
+// watch looks at the stream now and then: retention by age and by bytes, and what other nodes trim, show only there.
+func (l *log) watch() {
+	const every = time.Second
+	tick := time.NewTicker(every)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+		case <-l.e.ctx.Done():
+			return
+		}
+		i, err := l.e.info(l.e.ctx, l.stream, nil)
+		if l.e.ctx.Err() != nil {
+			return
+		}
+		l.e.setTrouble(l.name, err)
+		if err == nil {
+			l.learn(i)
+		}
+	}
+}
+
+// setTrouble remembers for Health whether JetStream answers for a stream.
+func (e *Engine) setTrouble(namespace string, err error) {
+	if err != nil {
+		err = fmt.Errorf("%w: namespace %s: %s", engine.ErrUnavailable, namespace, oneLine(err))
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if err == nil {
+		delete(e.troubles, namespace)
+	} else {
+		e.troubles[namespace] = err
+	}
+}
+
+// refresh asks the leader now.
+func (l *log) refresh(ctx context.Context) (*streamInfo, error) {
+	i, err := l.e.info(ctx, l.stream, nil)
+	if err != nil {
+		return nil, l.readError(ctx, err)
+	}
+	l.learn(i)
+	return i, nil
+}
+
+// readError says what a failed read means to the caller.
+func (l *log) readError(ctx context.Context, err error) error {
+	switch {
+	case l.e.ctx.Err() != nil:
+		return engine.ErrClosed
+	case ctx.Err() != nil:
+		return ctx.Err()
+	default:
+		return apiError("cannot read stream "+l.stream, err)
+	}
+}
+
+// view says whether a read may begin, and the log's state.
+func (l *log) view(ctx context.Context) (engine.State, error) {
+	l.e.mu.Lock()
+	closed := l.e.closed
+	l.e.mu.Unlock()
+	if closed {
+		return engine.State{}, engine.ErrClosed
+	}
+	if err := ctx.Err(); err != nil {
+		return engine.State{}, err
+	}
+	return l.State(), nil
+}
+
+// gone is the error for a read that begins below the oldest event.
+func gone(s engine.State) error {
+	return &engine.PositionGoneError{Oldest: s.Oldest, Newest: s.Head}
+}

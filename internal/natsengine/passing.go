@@ -1,0 +1,217 @@
+package natsengine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/runnelhq/runnel/internal/engine"
+	"github.com/runnelhq/runnel/internal/topic"
+	"github.com/runnelhq/runnel/internal/wire"
+)
+
+const (
+	// passingBuffer is how many messages may wait for the feed of a log without history.
+	passingBuffer = 2 * appendWindow
+	// echoWait is how long an event may take to come back from NATS.
+	echoWait = 5 * time.Second
+)
+
+// open begins to follow a log without history: what passes on its subjects gets a sequence number of this process and goes to the
+// tails. Where something may have passed unseen, the log has a new epoch, and its tails are over.
+func (l *log) open() error {
+	p, err := l.listen()
+	if err != nil {
+		return err
+	}
+	l.e.group.Go(func() {
+		for {
+			l.pass(p)
+			for n := 0; ; n++ {
+				if pause(l.e.ctx, n) != nil {
+					return
+				}
+				var err error
+				if p, err = l.listen(); err == nil {
+					break
+				}
+			}
+			l.anew()
+		}
+	})
+	return nil
+}
+
+// passing is a subscription to a log without history. Its connection may break, and messages may be dropped.
+type passing struct {
+	messages      chan *nats.Msg
+	own, below    *nats.Subscription
+	lost          <-chan struct{}
+	dropped, also <-chan struct{}
+}
+
+func (l *log) listen() (*passing, error) {
+	feed := l.e.feed
+	p := &passing{messages: make(chan *nats.Msg, passingBuffer), lost: feed.watch()}
+	if !feed.up() {
+		return nil, fmt.Errorf("%w: %w", engine.ErrUnavailable, errAway)
+	}
+	var err error
+	subject := l.e.o.subject(l.name)
+	if p.own, err = feed.nc.ChanSubscribe(subject, p.messages); err != nil {
+		return nil, err
+	}
+	if p.below, err = feed.nc.ChanSubscribe(subject+".>", p.messages); err != nil {
+		feed.unsubscribe(p.own)
+		return nil, err
+	}
+	p.dropped, p.also = feed.drops(p.own), feed.drops(p.below)
+	// NATS must know of the subscriptions before anything is published on another connection.
+	if err := feed.nc.FlushTimeout(apiWait); err != nil {
+		feed.unsubscribe(p.own)
+		feed.unsubscribe(p.below)
+		return nil, fmt.Errorf("%w: %w", engine.ErrUnavailable, err)
+	}
+	return p, nil
+}
+
+// pass takes in what passes until something may have been missed.
+func (l *log) pass(p *passing) {
+	defer l.e.feed.unsubscribe(p.own)
+	defer l.e.feed.unsubscribe(p.below)
+	var last topic.Name
+	for {
+		select {
+		case m := <-p.messages:
+			l.take(m, &last)
+			l.awaitTails()
+		case <-p.lost:
+			return
+		case <-p.dropped:
+			return
+		case <-p.also:
+			return
+		case <-l.e.ctx.Done():
+			return
+		}
+	}
+}
+
+// take hands a message to the tails.
+func (l *log) take(m *nats.Msg, last *topic.Name) {
+	name, err := wire.BodyTopic(m.Data)
+	sent, timeErr := strconv.ParseInt(first(m.Header, headerTime), 10, 64)
+	if err != nil || timeErr != nil {
+		return // not from a node
+	}
+	if last.String() != string(name) {
+		*last = topic.Stored(string(name))
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.head++
+	l.time = max(l.time, sent)
+	l.oldest = l.head + 1
+	if len(l.tails) > 0 {
+		body := wire.AppendTimestamp(append(make([]byte, 0, len(m.Data)+wire.MaxTrailer), m.Data...), l.time)
+		l.ring.add([]engine.Event{{Offset: l.head, Topic: *last, Timestamp: l.time, Wire: body}})
+	}
+	if s := l.sent[first(m.Header, headerName)]; s != nil {
+		s.seen(0, l.time)
+	}
+	l.announceLocked()
+}
+
+// anew gives the log a new epoch.
+func (l *log) anew() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.epoch, l.ring = newEpoch(), ring{}
+	l.announceLocked()
+}
+
+// headerTime is when an event without history was published, in Unix milliseconds.
+const headerTime = "Runnel-Time"
+
+// appendPassing publishes events that are not kept. An event is acknowledged when NATS has brought it back to this node.
+func (l *log) appendPassing(ctx context.Context, entries []engine.Entry, mode engine.AppendMode) ([]engine.Result, error) {
+	if err := l.e.window.Acquire(ctx, int64(min(len(entries), appendWindow))); err != nil {
+		return nil, err
+	}
+	defer l.e.window.Release(int64(min(len(entries), appendWindow)))
+	results := make([]engine.Result, len(entries))
+	waits := make([]*known, len(entries))
+	var list []*sending
+	defer func() { l.sendingEnds(list...) }()
+	stopped := false
+	for i := range entries {
+		en := &entries[i]
+		switch {
+		case stopped:
+			results[i].Err = engine.ErrSkipped
+			continue
+		case en.Conditional:
+			results[i].Err = engine.ErrNoHistory
+			stopped = mode == engine.AppendOrdered
+			continue
+		}
+		s := l.send()
+		list = append(list, s)
+		k := &known{sending: s}
+		if en.Dedup {
+			var mine bool
+			if k, mine = l.ids.claim(hashID(en.Topic, en.ID), s); !mine {
+				results[i].Duplicate = true
+				waits[i] = k
+				continue
+			}
+		}
+		waits[i] = k
+		m := &nats.Msg{Subject: l.e.o.subject(en.Topic.String()), Data: en.Body, Header: nats.Header{
+			headerName: {s.name}, headerTime: {strconv.FormatInt(time.Now().UnixMilli(), 10)},
+		}}
+		if err := l.e.write.nc.PublishMsg(m); err != nil {
+			l.ids.forget(waits[:i+1]...)
+			if i == 0 {
+				return nil, fmt.Errorf("%w: %w", engine.ErrUnavailable, sendError(err))
+			}
+			return nil, fmt.Errorf("%w: %w", engine.ErrStorageFailed, sendError(err))
+		}
+	}
+	for i, k := range waits {
+		if k == nil {
+			continue
+		}
+		if err := l.echo(ctx, k.sending); err != nil {
+			if !errors.Is(err, ctx.Err()) || ctx.Err() == nil {
+				l.ids.forget(waits...)
+			}
+			return nil, err
+		}
+		results[i].Timestamp = k.sending.time
+	}
+	return results, nil
+}
+
+// echo waits until NATS has brought an event back.
+func (l *log) echo(ctx context.Context, s *sending) error {
+	timer := time.NewTimer(echoWait)
+	defer timer.Stop()
+	lost := l.e.write.watch()
+	select {
+	case <-s.came:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-lost:
+		return fmt.Errorf("%w: %w", engine.ErrStorageFailed, errLost)
+	case <-timer.C:
+		return fmt.Errorf("%w: %w", engine.ErrStorageFailed, errSilent)
+	case <-l.e.killed.Done():
+		return fmt.Errorf("%w: %w", engine.ErrStorageFailed, engine.ErrClosed)
+	}
+}
