@@ -84,7 +84,7 @@ type Entry struct {
 // Result is the fate of one Entry.
 type Result struct {
 	Offset    uint64 // 0 where nothing is kept
-	Timestamp int64  // Unix milliseconds
+	Timestamp int64  // Unix milliseconds; 0 for a duplicate whose event retention has removed, where that is not remembered
 	Duplicate bool
 	// Err is *ConflictError, or ErrSkipped after a failure under AppendOrdered; nil if the event is stored.
 	Err error

@@ -88,6 +88,8 @@ type Rules struct {
 	Durability runnelv1.Durability
 	// DedupWindow is how long an id stays remembered; 0: the same id is always the same event.
 	DedupWindow time.Duration
+	// TimesEnd says that the timestamp of a duplicate is 0 where retention has removed its event.
+	TimesEnd bool
 }
 
 // HeadUnknown says that the test could not look at the head before publishers went on. It is then inferred from the first

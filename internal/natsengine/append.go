@@ -353,6 +353,11 @@ func (l *log) settle(ctx context.Context, s *sending, a ack) (engine.Result, err
 	if err != nil {
 		return unknown(err)
 	}
+	if t == 0 && !a.Duplicate { // retention was faster than the consumer: nobody can see what its timestamp was
+		l.mu.Lock()
+		t = l.time
+		l.mu.Unlock()
+	}
 	return engine.Result{Offset: a.Sequence, Timestamp: t, Duplicate: a.Duplicate}, nil
 }
 

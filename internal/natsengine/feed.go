@@ -128,7 +128,8 @@ func (l *log) consume(ctx context.Context, inbox string, from uint64) (name stri
 	var answer struct {
 		Error *jetstream.APIError `json:"error"`
 	}
-	err = l.e.api(ctx, setupWait, "CONSUMER.CREATE."+l.stream+"."+name, request, &answer)
+	// Over the connection that listens, so that NATS hears of the subscription first.
+	err = l.e.feed.api(ctx, setupWait, "CONSUMER.CREATE."+l.stream+"."+name, request, &answer)
 	if err == nil && answer.Error != nil {
 		err = answer.Error
 	}

@@ -133,23 +133,14 @@ func (l *log) findID(ctx context.Context, en *engine.Entry) (engine.Result, bool
 	}
 }
 
-// timeOf is the timestamp of an event. Of one that is gone only a bound is left: the oldest event is younger.
+// timeOf is the timestamp of an event; 0 if the event is gone.
 func (l *log) timeOf(ctx context.Context, offset uint64) (int64, error) {
 	var name topic.Name
-	for range 2 {
-		ev, ok, err := l.at(ctx, offset, &name)
-		if err != nil {
-			return 0, err
-		}
-		if ok {
-			return ev.Timestamp, nil
-		}
-		if _, err := l.refresh(ctx); err != nil {
-			return 0, err
-		}
-		offset = l.State().Oldest
+	ev, ok, err := l.at(ctx, offset, &name)
+	if err != nil || !ok {
+		return 0, err
 	}
-	return time.Now().UnixMilli(), nil
+	return ev.Timestamp, nil
 }
 
 // LastOffsets implements engine.Log.
@@ -254,7 +245,7 @@ func (l *log) BeforeTime(ctx context.Context, t int64) (uint64, error) {
 	if err != nil {
 		return 0, err
 	}
-	if t > newest {
+	if t > newest { // or it is gone meanwhile, and with it all that was there
 		return s.Head, nil
 	}
 	start := time.UnixMilli(t)

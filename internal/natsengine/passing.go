@@ -70,13 +70,40 @@ func (l *log) listen() (*passing, error) {
 		return nil, err
 	}
 	p.dropped, p.also = feed.drops(p.own), feed.drops(p.below)
-	// NATS must know of the subscriptions before anything is published on another connection.
-	if err := feed.nc.FlushTimeout(apiWait); err != nil {
+	if err := l.probe(p); err != nil {
 		feed.unsubscribe(p.own)
 		feed.unsubscribe(p.below)
 		return nil, fmt.Errorf("%w: %w", engine.ErrUnavailable, err)
 	}
 	return p, nil
+}
+
+// probe waits until what is appended here comes back: the server of one connection hears of the subscriptions of another after a
+// while. What comes before that was published before the log was followed.
+func (l *log) probe(p *passing) error {
+	ctx, cancel := context.WithTimeout(l.e.ctx, apiWait)
+	defer cancel()
+	name := newEpoch()
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		m := &nats.Msg{Subject: l.e.o.subject(l.name), Header: nats.Header{headerName: {name}}}
+		if err := l.e.write.nc.PublishMsg(m); err != nil {
+			return sendError(err)
+		}
+		for waiting := true; waiting; {
+			select {
+			case m := <-p.messages:
+				if first(m.Header, headerName) == name {
+					return nil
+				}
+			case <-tick.C:
+				waiting = false
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+		}
+	}
 }
 
 // pass takes in what passes until something may have been missed.

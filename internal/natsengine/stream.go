@@ -77,6 +77,10 @@ func (o *Options) streamName(namespace string) string {
 
 // api calls JetStream's API and decodes the answer into v.
 func (e *Engine) api(ctx context.Context, wait time.Duration, subject string, request, v any) error {
+	return e.reader().api(ctx, wait, subject, request, v)
+}
+
+func (l *link) api(ctx context.Context, wait time.Duration, subject string, request, v any) error {
 	var data []byte
 	if request != nil {
 		var err error
@@ -84,7 +88,7 @@ func (e *Engine) api(ctx context.Context, wait time.Duration, subject string, re
 			return err
 		}
 	}
-	m, err := e.reader().ask(ctx, "$JS.API."+subject, data, wait)
+	m, err := l.ask(ctx, "$JS.API."+subject, data, wait)
 	if err != nil {
 		return err
 	}

@@ -25,7 +25,7 @@ type account struct {
 // account begins the history of a log that is empty.
 func (g *rig) account(l engine.Log) *account {
 	a := &account{g: g, rec: history.New()}
-	a.rec.Namespace(l.Namespace(), history.Rules{Durability: g.f.durability(g.history), DedupWindow: g.cfg.DedupWindow})
+	a.rec.Namespace(l.Namespace(), history.Rules{Durability: g.f.durability(g.history), DedupWindow: g.cfg.DedupWindow, TimesEnd: g.f.External})
 	a.opened(l, history.Opening{})
 	return a
 }

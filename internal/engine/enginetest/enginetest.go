@@ -47,6 +47,8 @@ type Factory struct {
 	IDsByWindow bool
 	// Durability is what an acknowledgement means; nil: what the kind of history promises by its name.
 	Durability func(engine.History) runnelv1.Durability
+	// Patience is how long a case may take; 0: a minute.
+	Patience time.Duration
 	// Leaks reports goroutines that were left behind, where the process has others that come and go; nil: every one that was
 	// not there before counts.
 	Leaks func() error
@@ -71,6 +73,9 @@ type Storage struct {
 	Fail func(after, times int)
 	// Full takes all free space away, or gives it back.
 	Full func(full bool)
+	// Disturb breaks something that the engine can get over without ending, and mends it. Meanwhile appends may fail with
+	// ErrStorageFailed or ErrUnavailable, and reads with ErrUnavailable.
+	Disturb func(rng *rand.Rand)
 }
 
 // Options are how an engine is to be opened.
@@ -87,6 +92,7 @@ const (
 	needCrash
 	needFail
 	needFull
+	needDisturb
 	needInside  // logs end with the process that has them open, or get a new epoch
 	needIDBound // the number of ids is bounded
 )
@@ -127,6 +133,17 @@ func Run(t *testing.T, f Factory) {
 	}
 }
 
+// RunFaults is Run with the fault runs alone.
+func RunFaults(t *testing.T, f Factory) {
+	for _, h := range f.Histories {
+		for _, c := range faultRuns {
+			if c.appliesTo(h, f.needs(t, h)) {
+				t.Run(string(h)+"/"+c.name, func(t *testing.T) { runCase(t, f, h, c) })
+			}
+		}
+	}
+}
+
 func (c testCase) appliesTo(h engine.History, offered need) bool {
 	return slices.Contains(c.kinds, h) && c.need&^offered == 0
 }
@@ -136,7 +153,7 @@ func (f Factory) needs(t TB, h engine.History) need {
 	s := f.Storage(t)
 	var n need
 	for bit, ok := range map[need]bool{
-		needClock: f.Clock, needCrash: s.Crash != nil, needFail: s.Fail != nil, needFull: s.Full != nil, needInside: !f.External,
+		needClock: f.Clock, needCrash: s.Crash != nil, needFail: s.Fail != nil, needFull: s.Full != nil, needInside: !f.External, needDisturb: s.Disturb != nil,
 		needIDBound: !f.IDsByWindow || h == engine.HistoryNone,
 	} {
 		if ok {

@@ -84,7 +84,7 @@ func TestPlantedBugsAreCaught(t *testing.T) {
 		t.Run(fmt.Sprintf("%s/%s", p.bug, p.caught), func(t *testing.T) {
 			all := cases()
 			i := slices.IndexFunc(all, func(c testCase) bool { return c.name == p.caught })
-			if i < 0 || !all[i].appliesTo(p.history, needClock|needCrash|needFail|needFull|needInside|needIDBound) {
+			if i < 0 || !all[i].appliesTo(p.history, needClock|needCrash|needFail|needFull|needInside|needIDBound|needDisturb) {
 				t.Fatalf("there is no case %q for history %s", p.caught, p.history)
 			}
 			for range 200 { // most are caught by the first; one that an attempt finds in six would get by 20 once in 40 runs

@@ -18,6 +18,8 @@ var faultRuns = []testCase{
 	{"fault run", durable, needCrash, func(g *rig) { faultRun(g, engine.Config{}, false) }},
 	{"fault run with retention", durable, needCrash, func(g *rig) { faultRun(g, engine.Config{MaxEvents: 40}, false) }},
 	{"fault run with failing storage", durable, needCrash | needFail, func(g *rig) { faultRun(g, engine.Config{}, true) }},
+	{"fault run with disturbances", durable, needDisturb, func(g *rig) { faultRun(g, engine.Config{}, false) }},
+	{"fault run with disturbances and retention", durable, needDisturb, func(g *rig) { faultRun(g, engine.Config{MaxEvents: 40}, false) }},
 	{"fault run in memory", memory, 0, func(g *rig) { faultRun(g, engine.Config{}, false) }},
 }
 
@@ -59,6 +61,9 @@ func faultRun(g *rig, cfg engine.Config, fail bool) {
 	}
 	if fail {
 		rounds = (rounds + 1) / 2 // a recovery takes its time
+	}
+	if g.storage.Disturb != nil {
+		rounds = (rounds + 5) / 6 // and these longer
 	}
 	for range rounds {
 		l = o.round(l)
@@ -107,10 +112,20 @@ func (o *ordeal) round(l engine.Log) engine.Log {
 	for _, f := range o.followers {
 		group.Go(func() { f.run(ctx, l) })
 	}
-	select {
-	case <-o.left.done:
-	case <-ctx.Done():
-		o.g.Fatalf("publishers and followers are stuck")
+	disturbed := make(chan struct{})
+	rng := newRand(o.rng.Uint64())
+	group.Go(func() {
+		defer close(disturbed)
+		if o.g.storage.Disturb != nil {
+			o.g.storage.Disturb(rng)
+		}
+	})
+	for _, ends := range []<-chan struct{}{disturbed, o.left.done} {
+		select {
+		case <-ends:
+		case <-ctx.Done():
+			o.g.Fatalf("publishers and followers are stuck")
+		}
 	}
 	if o.fail {
 		o.g.storage.Fail(0, 0)

@@ -42,7 +42,7 @@ func (w *writer) run(ctx context.Context, l, other engine.Log) {
 			continue
 		}
 		w.unknown = append(w.unknown, makers...)
-		if errors.Is(err, engine.ErrStorageFailed) {
+		if errors.Is(err, engine.ErrStorageFailed) || errors.Is(err, engine.ErrUnavailable) {
 			select { // it takes a while until storage is reopened
 			case <-ctx.Done():
 			case <-time.After(10 * time.Millisecond):
@@ -103,7 +103,7 @@ func (f *follower) run(ctx context.Context, l engine.Log) {
 		f.sub.Disconnected()
 		var changed *engine.EpochChangedError
 		switch {
-		case errors.As(err, &changed), err == nil:
+		case errors.As(err, &changed), err == nil, errors.Is(err, engine.ErrUnavailable):
 		case errors.Is(err, engine.ErrClosed), ctx.Err() != nil:
 			return
 		default:

@@ -1,6 +1,7 @@
 package enginetest
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"slices"
@@ -16,7 +17,7 @@ import (
 	"github.com/runnelhq/runnel/internal/wire"
 )
 
-// patience is how long a case waits for what never comes.
+// patience is how long a case waits for what never comes, unless the factory says otherwise.
 const patience = time.Minute
 
 // namespace is the one that cases use; every other name but unknown works too. beside is kept the other way: on disk where
@@ -41,7 +42,7 @@ type rig struct {
 
 func runCase(t TB, f Factory, h engine.History, c testCase) {
 	before := goleak.IgnoreCurrent()
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	ctx, cancel := context.WithTimeout(t.Context(), cmp.Or(f.Patience, patience))
 	g := &rig{TB: t, f: f, history: h, ctx: ctx, clock: newClock(f.Clock), storage: f.Storage(t)}
 	t.Cleanup(func() {
 		g.close()
@@ -69,20 +70,31 @@ func (g *rig) open(cfg engine.Config) engine.Log {
 		cfg.DedupIDs = 1 << 20
 	}
 	g.cfg = cfg
-	eng, err := g.storage.Open(Options{
-		Namespace: func(name string) (engine.Config, bool) {
-			if name == beside {
-				return engine.Config{History: g.other()}, true
-			}
-			return cfg, name != unknown
-		},
-		Now: g.clock.now,
+	g.reach("open", func() (err error) {
+		g.eng, err = g.storage.Open(Options{
+			Namespace: func(name string) (engine.Config, bool) {
+				if name == beside {
+					return engine.Config{History: g.other()}, true
+				}
+				return cfg, name != unknown
+			},
+			Now: g.clock.now,
+		})
+		return err
 	})
-	if err != nil {
-		g.Fatalf("open: %v", err)
-	}
-	g.eng = eng
 	return g.log(namespace)
+}
+
+// reach does something that must succeed; with storage that is disturbed, after a while.
+func (g *rig) reach(what string, f func() error) {
+	g.Helper()
+	err := f()
+	if err != nil && g.storage.Disturb != nil {
+		g.eventually(what, func() bool { err = f(); return err == nil })
+	}
+	if err != nil {
+		g.Fatalf("%s: %v", what, err)
+	}
 }
 
 // other is the history of namespace beside: one that shares storage with the case's own, if there is one.
@@ -97,10 +109,11 @@ func (g *rig) other() engine.History {
 
 func (g *rig) log(name string) engine.Log {
 	g.Helper()
-	l, err := g.eng.Log(name)
-	if err != nil {
-		g.Fatalf("log %q: %v", name, err)
-	}
+	var l engine.Log
+	g.reach(fmt.Sprintf("log %q", name), func() (err error) {
+		l, err = g.eng.Log(name)
+		return err
+	})
 	return l
 }
 

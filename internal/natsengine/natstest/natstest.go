@@ -154,11 +154,14 @@ func (c *Cluster) WaitReady() {
 		c.mu.Lock()
 		defer c.mu.Unlock()
 		leads, running := false, 0
-		for _, s := range c.servers {
+		for i, s := range c.servers {
 			if s == nil {
 				continue
 			}
 			running++
+			if !c.options[i].JetStream {
+				return true
+			}
 			if !s.JetStreamEnabled() {
 				return false
 			}
@@ -206,4 +209,27 @@ func (c *Cluster) eventually(what string, ok func() bool) {
 			c.t.Fatalf("%s", what)
 		}
 	}
+}
+
+// LeaderOfAny is a server that leads some stream; -1 while none does.
+func (c *Cluster) LeaderOfAny() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for i, s := range c.servers {
+		if s == nil {
+			continue
+		}
+		j, err := s.Jsz(&server.JSzOptions{Streams: true, Accounts: true})
+		if err != nil {
+			continue
+		}
+		for _, a := range j.AccountDetails {
+			for _, stream := range a.Streams {
+				if stream.Cluster != nil && stream.Cluster.Leader == s.Name() {
+					return i
+				}
+			}
+		}
+	}
+	return -1
 }
