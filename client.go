@@ -18,7 +18,8 @@ import (
 	"github.com/runnelhq/runnel/internal/id"
 )
 
-// Client talks to one server, over one connection that it keeps up. A server that stops may send it to another.
+// Client talks to one server, over a connection that it keeps up, or several where it has many streams. A server that stops may send it to
+// another.
 type Client struct {
 	target  string
 	dialing []grpc.DialOption
@@ -27,9 +28,10 @@ type Client struct {
 	// tokens is nil without a source.
 	tokens *tokens
 
-	mu        sync.Mutex
-	link      *link
-	endpoints []string // where else a server has said that clients may go
+	mu         sync.Mutex
+	link       *link
+	perChannel int      // streams
+	endpoints  []string // where else a server has said that clients may go
 
 	ctx  context.Context
 	stop context.CancelFunc
@@ -81,7 +83,7 @@ const (
 
 // Dial returns a client of the server at target, for example "127.0.0.1:50051". It does not wait for the connection.
 func Dial(target string, opts ...Option) (*Client, error) {
-	c := &Client{ids: id.NewSource(), o: options{credentials: insecure.NewCredentials(), connectTimeout: 5 * time.Second}}
+	c := &Client{ids: id.NewSource(), perChannel: streamsPerChannel, o: options{credentials: insecure.NewCredentials(), connectTimeout: 5 * time.Second}}
 	for _, set := range opts {
 		set(&c.o)
 	}
@@ -121,7 +123,7 @@ func (c *Client) Close() error {
 	c.mu.Lock()
 	l := c.link
 	c.mu.Unlock()
-	err := l.conn.Close()
+	err := c.close(l)
 	c.group.Wait()
 	return err
 }

@@ -180,18 +180,20 @@ func (s *Session) connect() error {
 
 // opened is a stream that the server has welcomed.
 type opened struct {
-	stream runnelv1.StreamService_EstablishStreamClient
-	link   *link
-	token  string
-	first  response // with Welcome
-	cancel context.CancelFunc
-	ctx    context.Context
-	watch  *time.Timer // cuts a server that says nothing
+	stream  runnelv1.StreamService_EstablishStreamClient
+	link    *link
+	channel *channel
+	token   string
+	first   response // with Welcome
+	cancel  context.CancelFunc
+	ctx     context.Context
+	watch   *time.Timer // cuts a server that says nothing
 }
 
 func (o *opened) close(s *Session) {
 	o.watch.Stop()
 	o.cancel()
+	s.c.left(o.link, o.channel)
 	s.c.done(o.link)
 }
 
@@ -202,10 +204,14 @@ func (s *Session) open(ctx context.Context, l *link, refused string) (_ *opened,
 	o.ctx, o.cancel = context.WithCancel(ctx)
 	// A dead server cannot say so: whoever is silent for too long is taken for dead, from the first moment on.
 	o.watch = time.AfterFunc(deadAfter, o.cancel)
+	if o.channel, err = s.c.stream(l); err != nil {
+		return nil, "", err
+	}
 	defer func() {
 		if err != nil {
 			o.watch.Stop()
 			o.cancel()
+			s.c.left(l, o.channel)
 		}
 	}()
 	out, token, err := s.c.outgoing(o.ctx, refused)
@@ -213,7 +219,7 @@ func (s *Session) open(ctx context.Context, l *link, refused string) (_ *opened,
 		return nil, "", err
 	}
 	o.token = token
-	if o.stream, err = l.api.EstablishStream(out); err != nil {
+	if o.stream, err = o.channel.api.EstablishStream(out); err != nil {
 		return nil, token, wrap(ctx, err)
 	}
 	for {
@@ -222,7 +228,7 @@ func (s *Session) open(ctx context.Context, l *link, refused string) (_ *opened,
 		}
 		for _, c := range o.first.controls {
 			if w := c.GetWelcome(); w != nil {
-				s.c.learn(w.GetEndpoints())
+				s.c.welcomed(w)
 				return o, token, nil
 			}
 		}

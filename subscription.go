@@ -449,7 +449,12 @@ func (sub *Subscription) fillSnapshot(ctx context.Context) error {
 	sub.s.token = token
 	l := sub.s.c.use()
 	defer sub.s.c.done(l)
-	stream, err := l.api.ReadHistory(out, &runnelv1.ReadHistoryRequest{
+	ch, err := sub.s.c.stream(l)
+	if err != nil {
+		return err
+	}
+	defer sub.s.c.left(l, ch)
+	stream, err := ch.api.ReadHistory(out, &runnelv1.ReadHistoryRequest{
 		Pattern: sub.want.GetPattern(), Start: Last().at, ToOffset: sub.snapshot.Offset,
 	})
 	if err != nil {

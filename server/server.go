@@ -204,7 +204,7 @@ func (s *Server) Run(ctx context.Context) error {
 	}
 	b := broker.New(s.engine, h, rules)
 	api := grpcapi.New(b, replayer, grpcapi.Config{
-		Heartbeat: heartbeat, Silence: silence, SendTimeout: s.cfg.SendTimeout, MaxAge: s.cfg.MaxStreamAge, Notice: s.cfg.DrainNotice, Endpoints: s.cfg.Endpoints, Logger: s.cfg.Logger, Budget: s.budget,
+		Heartbeat: heartbeat, Silence: silence, SendTimeout: s.cfg.SendTimeout, MaxAge: s.cfg.MaxStreamAge, Notice: s.cfg.DrainNotice, Endpoints: s.cfg.Endpoints, MaxStreams: s.cfg.Limits.MaxStreamsPerConnection, Logger: s.cfg.Logger, Budget: s.budget,
 		Meter: &s.meter,
 	})
 	s.api.Store(api)

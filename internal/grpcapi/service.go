@@ -29,6 +29,7 @@ type Config struct {
 	MaxAge      time.Duration // of a session, give or take a quarter; 0: no limit
 	Notice      time.Duration // how long a session goes on that was told to move; 0: it ends at once
 	Endpoints   []string      // where clients may go
+	MaxStreams  int           // of a connection
 	Logger      *slog.Logger
 	Budget      *budget.Budget // what is held for clients counts against it
 	Meter       *session.Meter
