@@ -26,7 +26,8 @@ type Client struct {
 	o       options
 	ids     *id.Source
 	// tokens is nil without a source.
-	tokens *tokens
+	tokens  *tokens
+	retries retryBudget
 
 	mu         sync.Mutex
 	link       *link
@@ -45,6 +46,7 @@ type options struct {
 	token          string
 	source         TokenSource
 	connectTimeout time.Duration
+	callTimeout    time.Duration
 	compression    string
 	dial           []grpc.DialOption
 }
@@ -66,6 +68,10 @@ func WithToken(token string) Option { return func(o *options) { o.token = token 
 // WithConnectTimeout bounds how long a call waits for the first connection; default 5 s.
 func WithConnectTimeout(d time.Duration) Option { return func(o *options) { o.connectTimeout = d } }
 
+// WithCallTimeout bounds how long a call waits for its answer before its outcome is taken for unknown, and it is made again if there is time;
+// default 15 s. Streams have heartbeats instead.
+func WithCallTimeout(d time.Duration) Option { return func(o *options) { o.callTimeout = d } }
+
 // WithCompression compresses what is sent with "gzip" or "zstd", and asks the server to answer in the same way. It saves bytes and costs
 // CPU at both ends, the server's for each subscriber; without it nothing is compressed.
 func WithCompression(name string) Option { return func(o *options) { o.compression = name } }
@@ -83,7 +89,7 @@ const (
 
 // Dial returns a client of the server at target, for example "127.0.0.1:50051". It does not wait for the connection.
 func Dial(target string, opts ...Option) (*Client, error) {
-	c := &Client{ids: id.NewSource(), perChannel: streamsPerChannel, o: options{credentials: insecure.NewCredentials(), connectTimeout: 5 * time.Second}}
+	c := &Client{ids: id.NewSource(), perChannel: streamsPerChannel, o: options{credentials: insecure.NewCredentials(), connectTimeout: 5 * time.Second, callTimeout: 15 * time.Second}}
 	for _, set := range opts {
 		set(&c.o)
 	}
@@ -126,33 +132,6 @@ func (c *Client) Close() error {
 	err := c.close(l)
 	c.group.Wait()
 	return err
-}
-
-// call repeats a unary call while it fails in a way that passes, until ctx ends or the connect timeout is over.
-func call[T any](ctx context.Context, c *Client, f func(context.Context, *link) (T, error)) (T, error) {
-	var b retry
-	refused := ""
-	for deadline := time.Now().Add(c.o.connectTimeout); ; {
-		var res T
-		out, token, err := c.outgoing(ctx, refused)
-		if err == nil {
-			l := c.use()
-			res, err = f(out, l)
-			err = wrap(ctx, err)
-			c.failed(l, err)
-			c.done(l)
-		}
-		if c.unauthenticated(err) && refused == "" {
-			refused = token // once: another may be taken
-			continue
-		}
-		if err == nil || !passing(err) || time.Now().After(deadline) || c.ctx.Err() != nil {
-			return res, err
-		}
-		if err := b.wait(ctx, retryAfter(err)); err != nil {
-			return res, err
-		}
-	}
 }
 
 // Ack is the server's word that an event is stored.

@@ -122,7 +122,7 @@ func passing(err error) bool {
 		return e.RetryAfter > 0
 	}
 	switch e.Code {
-	case codes.Unavailable, codes.Unknown, codes.Internal, codes.Canceled, codes.Aborted:
+	case codes.Unavailable, codes.Unknown, codes.Internal, codes.Canceled, codes.Aborted, codes.DeadlineExceeded:
 		return true
 	}
 	return false

@@ -5,6 +5,7 @@ import (
 	"math/rand/v2"
 	"slices"
 
+	"github.com/sony/gobreaker/v2"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/connectivity"
@@ -16,6 +17,7 @@ import (
 type link struct {
 	target string
 	*channel
+	breaker *gobreaker.CircuitBreaker[struct{}] // of calls; streams have their own backoff
 
 	// Guarded by the client's mu.
 	users int
@@ -49,7 +51,7 @@ func (c *Client) dial(target string) (*link, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &link{target: target, channel: first, users: 1}, nil
+	return &link{target: target, channel: first, breaker: newBreaker(first), users: 1}, nil
 }
 
 // use returns the client's link. done must be called for it.
@@ -154,7 +156,10 @@ func (c *Client) welcomed(w *runnelv1.Welcome) {
 // failed goes on to another server, if one is known, where a link leads to none that serves.
 func (c *Client) failed(l *link, err error) {
 	var e *Error
-	if !errors.As(err, &e) || e.Code != codes.Unavailable || e.Reason != reasonDraining && l.conn.GetState() == connectivity.Ready {
+	if !errors.As(err, &e) || e.Code != codes.Unavailable && e.Code != codes.DeadlineExceeded {
+		return
+	}
+	if e.Reason != reasonDraining && l.conn.GetState() == connectivity.Ready && l.breaker.State() != gobreaker.StateOpen {
 		return
 	}
 	c.mu.Lock()
