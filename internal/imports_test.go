@@ -125,7 +125,7 @@ var bans = []ban{
 var sdkModules = []string{
 	"google.golang.org/grpc/...", "google.golang.org/protobuf/...", "google.golang.org/genproto/googleapis/rpc/...",
 	"golang.org/x/net/...", "golang.org/x/sys/...", "golang.org/x/text/...", "golang.org/x/sync/...",
-	"github.com/google/uuid", "github.com/klauspost/compress/...",
+	"github.com/google/uuid", "github.com/klauspost/compress/...", "github.com/sony/gobreaker/v2", "github.com/sony/gobreaker/v2",
 }
 
 func TestForbiddenImports(t *testing.T) {
