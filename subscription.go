@@ -73,7 +73,9 @@ type Subscription struct {
 	onNotice func(Notice)
 	accepted chan struct{} // closed with the first answer
 
-	request uint64 // guarded by s.mu: the request on its way
+	// Guarded by s.mu.
+	request uint64 // on its way
+	behind  bool   // it has fallen behind, and has not caught up
 
 	mu       sync.Mutex
 	queue    []batch
