@@ -62,6 +62,8 @@ type Engine struct {
 	memory *memoryStore
 	opens  map[string]*opening
 	logs   []*log // those that are open
+	// deletes are the namespaces that are being deleted; closed when that is over.
+	deletes map[string]chan struct{}
 }
 
 // memoryStore is opened with the first namespace kept in memory.
@@ -95,7 +97,7 @@ func Open(o Options) (*Engine, error) {
 	if err != nil {
 		return nil, err
 	}
-	e := &Engine{o: o, lock: lock, space: newSpace(o.FS, o.Dir, o.Logger), memory: &memoryStore{}, opens: map[string]*opening{}}
+	e := &Engine{o: o, lock: lock, space: newSpace(o.FS, o.Dir, o.Logger), memory: &memoryStore{}, opens: map[string]*opening{}, deletes: map[string]chan struct{}{}}
 	fs := vfs.OnDiskFull(o.FS, e.space.dropBallast)
 	e.disk = newStore(o.FS.PathJoin(o.Dir, storeName), fs, e.space.table, diskCache, false, o.Logger)
 	if err := e.openDisk(); err != nil {
@@ -148,11 +150,20 @@ func (e *Engine) Log(namespace string) (engine.Log, error) {
 func (e *Engine) opening(namespace string) (o *opening, first bool, err error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if e.closed {
-		return nil, false, engine.ErrClosed
-	}
-	if o := e.opens[namespace]; o != nil {
-		return o, false, nil
+	for {
+		if e.closed {
+			return nil, false, engine.ErrClosed
+		}
+		if o := e.opens[namespace]; o != nil {
+			return o, false, nil
+		}
+		deleted := e.deletes[namespace]
+		if deleted == nil {
+			break
+		}
+		e.mu.Unlock()
+		<-deleted
+		e.mu.Lock()
 	}
 	if len(e.opens) >= e.o.MaxNamespaces {
 		return nil, false, engine.ErrTooManyNamespaces
