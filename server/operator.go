@@ -89,6 +89,17 @@ func (o *operator) Trim(ctx context.Context, namespace string, upTo uint64) (uin
 	return oldest, grpcapi.Status(err)
 }
 
+// Delete implements admin.Operator.
+func (o *operator) Delete(ctx context.Context, namespace string) error {
+	if err := o.s.engine.Delete(ctx, namespace); err != nil {
+		return grpcapi.Status(err)
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	delete(o.heads, namespace)
+	return nil
+}
+
 // Drain implements admin.Operator.
 func (o *operator) Drain() { o.s.stopOnce.Do(func() { close(o.s.stopping) }) }
 

@@ -37,6 +37,8 @@ type Operator interface {
 	Namespaces() []*runnelv1.NamespaceInfo
 	// Trim removes a namespace's events up to an offset. Its error is a status.
 	Trim(ctx context.Context, namespace string, upTo uint64) (oldest uint64, err error)
+	// Delete removes a namespace for good. Its error is a status.
+	Delete(ctx context.Context, namespace string) error
 	Drain()
 	// Reload reads the configuration again; its error has a line for each problem.
 	Reload() (restart []string, err error)

@@ -1749,6 +1749,89 @@ func (x *TrimNamespaceResponse) GetOldestOffset() uint64 {
 	return 0
 }
 
+// DeleteNamespaceRequest deletes a namespace.
+type DeleteNamespaceRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Its name.
+	Namespace     string `protobuf:"bytes,1,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeleteNamespaceRequest) Reset() {
+	*x = DeleteNamespaceRequest{}
+	mi := &file_runnel_v1_admin_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeleteNamespaceRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeleteNamespaceRequest) ProtoMessage() {}
+
+func (x *DeleteNamespaceRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_runnel_v1_admin_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeleteNamespaceRequest.ProtoReflect.Descriptor instead.
+func (*DeleteNamespaceRequest) Descriptor() ([]byte, []int) {
+	return file_runnel_v1_admin_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *DeleteNamespaceRequest) GetNamespace() string {
+	if x != nil {
+		return x.Namespace
+	}
+	return ""
+}
+
+// DeleteNamespaceResponse is empty.
+type DeleteNamespaceResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeleteNamespaceResponse) Reset() {
+	*x = DeleteNamespaceResponse{}
+	mi := &file_runnel_v1_admin_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeleteNamespaceResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeleteNamespaceResponse) ProtoMessage() {}
+
+func (x *DeleteNamespaceResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_runnel_v1_admin_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeleteNamespaceResponse.ProtoReflect.Descriptor instead.
+func (*DeleteNamespaceResponse) Descriptor() ([]byte, []int) {
+	return file_runnel_v1_admin_proto_rawDescGZIP(), []int{23}
+}
+
 // DrainRequest stops the server.
 type DrainRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1758,7 +1841,7 @@ type DrainRequest struct {
 
 func (x *DrainRequest) Reset() {
 	*x = DrainRequest{}
-	mi := &file_runnel_v1_admin_proto_msgTypes[22]
+	mi := &file_runnel_v1_admin_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1770,7 +1853,7 @@ func (x *DrainRequest) String() string {
 func (*DrainRequest) ProtoMessage() {}
 
 func (x *DrainRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_runnel_v1_admin_proto_msgTypes[22]
+	mi := &file_runnel_v1_admin_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1783,7 +1866,7 @@ func (x *DrainRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainRequest.ProtoReflect.Descriptor instead.
 func (*DrainRequest) Descriptor() ([]byte, []int) {
-	return file_runnel_v1_admin_proto_rawDescGZIP(), []int{22}
+	return file_runnel_v1_admin_proto_rawDescGZIP(), []int{24}
 }
 
 // DrainResponse is empty.
@@ -1795,7 +1878,7 @@ type DrainResponse struct {
 
 func (x *DrainResponse) Reset() {
 	*x = DrainResponse{}
-	mi := &file_runnel_v1_admin_proto_msgTypes[23]
+	mi := &file_runnel_v1_admin_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1807,7 +1890,7 @@ func (x *DrainResponse) String() string {
 func (*DrainResponse) ProtoMessage() {}
 
 func (x *DrainResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_runnel_v1_admin_proto_msgTypes[23]
+	mi := &file_runnel_v1_admin_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1820,7 +1903,7 @@ func (x *DrainResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainResponse.ProtoReflect.Descriptor instead.
 func (*DrainResponse) Descriptor() ([]byte, []int) {
-	return file_runnel_v1_admin_proto_rawDescGZIP(), []int{23}
+	return file_runnel_v1_admin_proto_rawDescGZIP(), []int{25}
 }
 
 // ReloadRequest reads the configuration again.
@@ -1832,7 +1915,7 @@ type ReloadRequest struct {
 
 func (x *ReloadRequest) Reset() {
 	*x = ReloadRequest{}
-	mi := &file_runnel_v1_admin_proto_msgTypes[24]
+	mi := &file_runnel_v1_admin_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1844,7 +1927,7 @@ func (x *ReloadRequest) String() string {
 func (*ReloadRequest) ProtoMessage() {}
 
 func (x *ReloadRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_runnel_v1_admin_proto_msgTypes[24]
+	mi := &file_runnel_v1_admin_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1857,7 +1940,7 @@ func (x *ReloadRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReloadRequest.ProtoReflect.Descriptor instead.
 func (*ReloadRequest) Descriptor() ([]byte, []int) {
-	return file_runnel_v1_admin_proto_rawDescGZIP(), []int{24}
+	return file_runnel_v1_admin_proto_rawDescGZIP(), []int{26}
 }
 
 // ReloadResponse says what else has changed.
@@ -1871,7 +1954,7 @@ type ReloadResponse struct {
 
 func (x *ReloadResponse) Reset() {
 	*x = ReloadResponse{}
-	mi := &file_runnel_v1_admin_proto_msgTypes[25]
+	mi := &file_runnel_v1_admin_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1883,7 +1966,7 @@ func (x *ReloadResponse) String() string {
 func (*ReloadResponse) ProtoMessage() {}
 
 func (x *ReloadResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_runnel_v1_admin_proto_msgTypes[25]
+	mi := &file_runnel_v1_admin_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1896,7 +1979,7 @@ func (x *ReloadResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReloadResponse.ProtoReflect.Descriptor instead.
 func (*ReloadResponse) Descriptor() ([]byte, []int) {
-	return file_runnel_v1_admin_proto_rawDescGZIP(), []int{25}
+	return file_runnel_v1_admin_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *ReloadResponse) GetRestart() []string {
@@ -1915,7 +1998,7 @@ type GetConfigurationRequest struct {
 
 func (x *GetConfigurationRequest) Reset() {
 	*x = GetConfigurationRequest{}
-	mi := &file_runnel_v1_admin_proto_msgTypes[26]
+	mi := &file_runnel_v1_admin_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1927,7 +2010,7 @@ func (x *GetConfigurationRequest) String() string {
 func (*GetConfigurationRequest) ProtoMessage() {}
 
 func (x *GetConfigurationRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_runnel_v1_admin_proto_msgTypes[26]
+	mi := &file_runnel_v1_admin_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1940,7 +2023,7 @@ func (x *GetConfigurationRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetConfigurationRequest.ProtoReflect.Descriptor instead.
 func (*GetConfigurationRequest) Descriptor() ([]byte, []int) {
-	return file_runnel_v1_admin_proto_rawDescGZIP(), []int{26}
+	return file_runnel_v1_admin_proto_rawDescGZIP(), []int{28}
 }
 
 // GetConfigurationResponse is the configuration.
@@ -1954,7 +2037,7 @@ type GetConfigurationResponse struct {
 
 func (x *GetConfigurationResponse) Reset() {
 	*x = GetConfigurationResponse{}
-	mi := &file_runnel_v1_admin_proto_msgTypes[27]
+	mi := &file_runnel_v1_admin_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1966,7 +2049,7 @@ func (x *GetConfigurationResponse) String() string {
 func (*GetConfigurationResponse) ProtoMessage() {}
 
 func (x *GetConfigurationResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_runnel_v1_admin_proto_msgTypes[27]
+	mi := &file_runnel_v1_admin_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1979,7 +2062,7 @@ func (x *GetConfigurationResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetConfigurationResponse.ProtoReflect.Descriptor instead.
 func (*GetConfigurationResponse) Descriptor() ([]byte, []int) {
-	return file_runnel_v1_admin_proto_rawDescGZIP(), []int{27}
+	return file_runnel_v1_admin_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *GetConfigurationResponse) GetText() string {
@@ -2125,7 +2208,10 @@ const file_runnel_v1_admin_proto_rawDesc = "" +
 	"\fup_to_offset\x18\x02 \x01(\x04R\n" +
 	"upToOffset\"<\n" +
 	"\x15TrimNamespaceResponse\x12#\n" +
-	"\roldest_offset\x18\x01 \x01(\x04R\foldestOffset\"\x0e\n" +
+	"\roldest_offset\x18\x01 \x01(\x04R\foldestOffset\"6\n" +
+	"\x16DeleteNamespaceRequest\x12\x1c\n" +
+	"\tnamespace\x18\x01 \x01(\tR\tnamespace\"\x19\n" +
+	"\x17DeleteNamespaceResponse\"\x0e\n" +
 	"\fDrainRequest\"\x0f\n" +
 	"\rDrainResponse\"\x0f\n" +
 	"\rReloadRequest\"*\n" +
@@ -2144,7 +2230,7 @@ const file_runnel_v1_admin_proto_rawDesc = "" +
 	"\x11SESSION_ORDER_LAG\x10\x01\x12\x16\n" +
 	"\x12SESSION_ORDER_RATE\x10\x02\x12\x17\n" +
 	"\x13SESSION_ORDER_DELAY\x10\x03\x12\x15\n" +
-	"\x11SESSION_ORDER_AGE\x10\x042\xa7\a\n" +
+	"\x11SESSION_ORDER_AGE\x10\x042\x81\b\n" +
 	"\fAdminService\x12=\n" +
 	"\x06Revoke\x12\x18.runnel.v1.RevokeRequest\x1a\x19.runnel.v1.RevokeResponse\x12@\n" +
 	"\aRestore\x12\x19.runnel.v1.RestoreRequest\x1a\x1a.runnel.v1.RestoreResponse\x12X\n" +
@@ -2156,7 +2242,8 @@ const file_runnel_v1_admin_proto_rawDesc = "" +
 	"\n" +
 	"Disconnect\x12\x1c.runnel.v1.DisconnectRequest\x1a\x1d.runnel.v1.DisconnectResponse\x12U\n" +
 	"\x0eListNamespaces\x12 .runnel.v1.ListNamespacesRequest\x1a!.runnel.v1.ListNamespacesResponse\x12R\n" +
-	"\rTrimNamespace\x12\x1f.runnel.v1.TrimNamespaceRequest\x1a .runnel.v1.TrimNamespaceResponse\x12:\n" +
+	"\rTrimNamespace\x12\x1f.runnel.v1.TrimNamespaceRequest\x1a .runnel.v1.TrimNamespaceResponse\x12X\n" +
+	"\x0fDeleteNamespace\x12!.runnel.v1.DeleteNamespaceRequest\x1a\".runnel.v1.DeleteNamespaceResponse\x12:\n" +
 	"\x05Drain\x12\x17.runnel.v1.DrainRequest\x1a\x18.runnel.v1.DrainResponse\x12=\n" +
 	"\x06Reload\x12\x18.runnel.v1.ReloadRequest\x1a\x19.runnel.v1.ReloadResponse\x12[\n" +
 	"\x10GetConfiguration\x12\".runnel.v1.GetConfigurationRequest\x1a#.runnel.v1.GetConfigurationResponseB\x93\x01\n" +
@@ -2177,7 +2264,7 @@ func file_runnel_v1_admin_proto_rawDescGZIP() []byte {
 }
 
 var file_runnel_v1_admin_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_runnel_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 28)
+var file_runnel_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 30)
 var file_runnel_v1_admin_proto_goTypes = []any{
 	(RevokedKind)(0),                 // 0: runnel.v1.RevokedKind
 	(SessionOrder)(0),                // 1: runnel.v1.SessionOrder
@@ -2203,15 +2290,17 @@ var file_runnel_v1_admin_proto_goTypes = []any{
 	(*NamespaceInfo)(nil),            // 21: runnel.v1.NamespaceInfo
 	(*TrimNamespaceRequest)(nil),     // 22: runnel.v1.TrimNamespaceRequest
 	(*TrimNamespaceResponse)(nil),    // 23: runnel.v1.TrimNamespaceResponse
-	(*DrainRequest)(nil),             // 24: runnel.v1.DrainRequest
-	(*DrainResponse)(nil),            // 25: runnel.v1.DrainResponse
-	(*ReloadRequest)(nil),            // 26: runnel.v1.ReloadRequest
-	(*ReloadResponse)(nil),           // 27: runnel.v1.ReloadResponse
-	(*GetConfigurationRequest)(nil),  // 28: runnel.v1.GetConfigurationRequest
-	(*GetConfigurationResponse)(nil), // 29: runnel.v1.GetConfigurationResponse
-	(OverflowPolicy)(0),              // 30: runnel.v1.OverflowPolicy
-	(*Position)(nil),                 // 31: runnel.v1.Position
-	(Durability)(0),                  // 32: runnel.v1.Durability
+	(*DeleteNamespaceRequest)(nil),   // 24: runnel.v1.DeleteNamespaceRequest
+	(*DeleteNamespaceResponse)(nil),  // 25: runnel.v1.DeleteNamespaceResponse
+	(*DrainRequest)(nil),             // 26: runnel.v1.DrainRequest
+	(*DrainResponse)(nil),            // 27: runnel.v1.DrainResponse
+	(*ReloadRequest)(nil),            // 28: runnel.v1.ReloadRequest
+	(*ReloadResponse)(nil),           // 29: runnel.v1.ReloadResponse
+	(*GetConfigurationRequest)(nil),  // 30: runnel.v1.GetConfigurationRequest
+	(*GetConfigurationResponse)(nil), // 31: runnel.v1.GetConfigurationResponse
+	(OverflowPolicy)(0),              // 32: runnel.v1.OverflowPolicy
+	(*Position)(nil),                 // 33: runnel.v1.Position
+	(Durability)(0),                  // 34: runnel.v1.Durability
 }
 var file_runnel_v1_admin_proto_depIdxs = []int32{
 	0,  // 0: runnel.v1.Revocation.kind:type_name -> runnel.v1.RevokedKind
@@ -2223,10 +2312,10 @@ var file_runnel_v1_admin_proto_depIdxs = []int32{
 	13, // 6: runnel.v1.ListSessionsResponse.sessions:type_name -> runnel.v1.SessionInfo
 	13, // 7: runnel.v1.GetSessionResponse.session:type_name -> runnel.v1.SessionInfo
 	16, // 8: runnel.v1.GetSessionResponse.subscriptions:type_name -> runnel.v1.SubscriptionInfo
-	30, // 9: runnel.v1.SubscriptionInfo.overflow:type_name -> runnel.v1.OverflowPolicy
-	31, // 10: runnel.v1.SubscriptionInfo.position:type_name -> runnel.v1.Position
+	32, // 9: runnel.v1.SubscriptionInfo.overflow:type_name -> runnel.v1.OverflowPolicy
+	33, // 10: runnel.v1.SubscriptionInfo.position:type_name -> runnel.v1.Position
 	21, // 11: runnel.v1.ListNamespacesResponse.namespaces:type_name -> runnel.v1.NamespaceInfo
-	32, // 12: runnel.v1.NamespaceInfo.durability:type_name -> runnel.v1.Durability
+	34, // 12: runnel.v1.NamespaceInfo.durability:type_name -> runnel.v1.Durability
 	3,  // 13: runnel.v1.AdminService.Revoke:input_type -> runnel.v1.RevokeRequest
 	5,  // 14: runnel.v1.AdminService.Restore:input_type -> runnel.v1.RestoreRequest
 	7,  // 15: runnel.v1.AdminService.ListRevocations:input_type -> runnel.v1.ListRevocationsRequest
@@ -2236,23 +2325,25 @@ var file_runnel_v1_admin_proto_depIdxs = []int32{
 	17, // 19: runnel.v1.AdminService.Disconnect:input_type -> runnel.v1.DisconnectRequest
 	19, // 20: runnel.v1.AdminService.ListNamespaces:input_type -> runnel.v1.ListNamespacesRequest
 	22, // 21: runnel.v1.AdminService.TrimNamespace:input_type -> runnel.v1.TrimNamespaceRequest
-	24, // 22: runnel.v1.AdminService.Drain:input_type -> runnel.v1.DrainRequest
-	26, // 23: runnel.v1.AdminService.Reload:input_type -> runnel.v1.ReloadRequest
-	28, // 24: runnel.v1.AdminService.GetConfiguration:input_type -> runnel.v1.GetConfigurationRequest
-	4,  // 25: runnel.v1.AdminService.Revoke:output_type -> runnel.v1.RevokeResponse
-	6,  // 26: runnel.v1.AdminService.Restore:output_type -> runnel.v1.RestoreResponse
-	8,  // 27: runnel.v1.AdminService.ListRevocations:output_type -> runnel.v1.ListRevocationsResponse
-	10, // 28: runnel.v1.AdminService.GetServerInfo:output_type -> runnel.v1.GetServerInfoResponse
-	12, // 29: runnel.v1.AdminService.ListSessions:output_type -> runnel.v1.ListSessionsResponse
-	15, // 30: runnel.v1.AdminService.GetSession:output_type -> runnel.v1.GetSessionResponse
-	18, // 31: runnel.v1.AdminService.Disconnect:output_type -> runnel.v1.DisconnectResponse
-	20, // 32: runnel.v1.AdminService.ListNamespaces:output_type -> runnel.v1.ListNamespacesResponse
-	23, // 33: runnel.v1.AdminService.TrimNamespace:output_type -> runnel.v1.TrimNamespaceResponse
-	25, // 34: runnel.v1.AdminService.Drain:output_type -> runnel.v1.DrainResponse
-	27, // 35: runnel.v1.AdminService.Reload:output_type -> runnel.v1.ReloadResponse
-	29, // 36: runnel.v1.AdminService.GetConfiguration:output_type -> runnel.v1.GetConfigurationResponse
-	25, // [25:37] is the sub-list for method output_type
-	13, // [13:25] is the sub-list for method input_type
+	24, // 22: runnel.v1.AdminService.DeleteNamespace:input_type -> runnel.v1.DeleteNamespaceRequest
+	26, // 23: runnel.v1.AdminService.Drain:input_type -> runnel.v1.DrainRequest
+	28, // 24: runnel.v1.AdminService.Reload:input_type -> runnel.v1.ReloadRequest
+	30, // 25: runnel.v1.AdminService.GetConfiguration:input_type -> runnel.v1.GetConfigurationRequest
+	4,  // 26: runnel.v1.AdminService.Revoke:output_type -> runnel.v1.RevokeResponse
+	6,  // 27: runnel.v1.AdminService.Restore:output_type -> runnel.v1.RestoreResponse
+	8,  // 28: runnel.v1.AdminService.ListRevocations:output_type -> runnel.v1.ListRevocationsResponse
+	10, // 29: runnel.v1.AdminService.GetServerInfo:output_type -> runnel.v1.GetServerInfoResponse
+	12, // 30: runnel.v1.AdminService.ListSessions:output_type -> runnel.v1.ListSessionsResponse
+	15, // 31: runnel.v1.AdminService.GetSession:output_type -> runnel.v1.GetSessionResponse
+	18, // 32: runnel.v1.AdminService.Disconnect:output_type -> runnel.v1.DisconnectResponse
+	20, // 33: runnel.v1.AdminService.ListNamespaces:output_type -> runnel.v1.ListNamespacesResponse
+	23, // 34: runnel.v1.AdminService.TrimNamespace:output_type -> runnel.v1.TrimNamespaceResponse
+	25, // 35: runnel.v1.AdminService.DeleteNamespace:output_type -> runnel.v1.DeleteNamespaceResponse
+	27, // 36: runnel.v1.AdminService.Drain:output_type -> runnel.v1.DrainResponse
+	29, // 37: runnel.v1.AdminService.Reload:output_type -> runnel.v1.ReloadResponse
+	31, // 38: runnel.v1.AdminService.GetConfiguration:output_type -> runnel.v1.GetConfigurationResponse
+	26, // [26:39] is the sub-list for method output_type
+	13, // [13:26] is the sub-list for method input_type
 	13, // [13:13] is the sub-list for extension type_name
 	13, // [13:13] is the sub-list for extension extendee
 	0,  // [0:13] is the sub-list for field type_name
@@ -2270,7 +2361,7 @@ func file_runnel_v1_admin_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_runnel_v1_admin_proto_rawDesc), len(file_runnel_v1_admin_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   28,
+			NumMessages:   30,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
