@@ -90,7 +90,7 @@ var (
 
 func cases() []testCase {
 	return slices.Concat(
-		appendCases, dedupCases, readCases, topicCases, retentionCases, tailCases, restartCases, crashCases, failureCases, faultRuns,
+		appendCases, dedupCases, readCases, topicCases, retentionCases, tailCases, deleteCases, restartCases, crashCases, failureCases, faultRuns,
 	)
 }
 
