@@ -54,7 +54,7 @@ type Server struct {
 	cfg      Config
 	listener net.Listener
 	admin    net.Listener // nil: none
-	engine   *pebbleengine.Engine
+	engine   storage
 	metrics  *admin.Metrics
 	health   *health.Server
 	budget   *budget.Budget
@@ -71,6 +71,18 @@ type Server struct {
 
 	mu  sync.Mutex
 	ran bool
+}
+
+// storage is an engine, and what operators want to know of it and may do with it while it runs.
+type storage interface {
+	engine.Engine
+	// Opened returns a namespace's log if it is open, else nil.
+	Opened(namespace string) engine.Log
+	// Namespaces describes the namespaces whose logs are open, by name.
+	Namespaces() []engine.NamespaceState
+	Figures() engine.Figures
+	// Configure puts namespaces' limits in force as they are configured now.
+	Configure()
 }
 
 // New opens the data directory and the listeners; Run serves. Errors are one line that says what to do. Without Run, Close
@@ -98,10 +110,7 @@ func New(cfg Config) (*Server, error) {
 			return nil, errors.Join(err, s.listener.Close())
 		}
 	}
-	s.engine, err = pebbleengine.Open(pebbleengine.Options{
-		Dir: cfg.Data, Logger: cfg.Logger, MaxNamespaces: cfg.Limits.MaxNamespaces, Namespace: s.engineConfig,
-	})
-	if err != nil {
+	if s.engine, err = s.open(); err != nil {
 		s.closeListeners()
 		return nil, err
 	}
@@ -110,6 +119,13 @@ func New(cfg Config) (*Server, error) {
 		return nil, errors.Join(err, s.engine.Close())
 	}
 	return s, nil
+}
+
+// open opens the engine.
+func (s *Server) open() (storage, error) {
+	return pebbleengine.Open(pebbleengine.Options{
+		Dir: s.cfg.Data, Logger: s.cfg.Logger, MaxNamespaces: s.cfg.Limits.MaxNamespaces, Namespace: s.engineConfig,
+	})
 }
 
 func listen(address, flag string) (net.Listener, error) {
