@@ -4,11 +4,13 @@ import (
 	"context"
 	"errors"
 	"math/rand/v2"
+	"slices"
 	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/connectivity"
+	"google.golang.org/grpc/peer"
 
 	runnelv1 "github.com/runnelhq/runnel/api/runnel/v1"
 )
@@ -17,6 +19,7 @@ import (
 // uses them.
 type link struct {
 	target string
+	detour *detour
 	conn   *grpc.ClientConn
 	api    runnelv1.StreamServiceClient
 	admin  runnelv1.AdminServiceClient
@@ -25,13 +28,26 @@ type link struct {
 	old   bool // to be closed when nobody uses it; guarded by the client's mu
 }
 
-// dial makes a link with one user.
-func (c *Client) dial(target string) (*link, error) {
-	conn, err := grpc.NewClient(target, c.dialing...)
+// dial makes a link with one user. Where the target leads to several addresses it does not lead to the one to avoid, for a while.
+func (c *Client) dial(target, avoid string) (*link, error) {
+	to, err := c.o.destination(target)
 	if err != nil {
 		return nil, err
 	}
-	return &link{target: target, conn: conn, api: runnelv1.NewStreamServiceClient(conn), admin: runnelv1.NewAdminServiceClient(conn), users: 1}, nil
+	d := newDetour(to.builder, avoid)
+	conn, err := grpc.NewClient(to.target, append(slices.Clip(c.dialing), d.option())...)
+	if err != nil {
+		d.close()
+		return nil, err
+	}
+	return &link{
+		target: target, detour: d, conn: conn, api: runnelv1.NewStreamServiceClient(conn), admin: runnelv1.NewAdminServiceClient(conn), users: 1,
+	}, nil
+}
+
+func (l *link) close() error {
+	l.detour.close()
+	return l.conn.Close()
 }
 
 // use returns the client's link. done must be called for it.
@@ -48,7 +64,7 @@ func (c *Client) done(l *link) {
 	idle := l.old && l.users == 0
 	c.mu.Unlock()
 	if idle {
-		l.conn.Close() // the error says that it is closed
+		l.close() // the error says that it is closed
 	}
 }
 
@@ -79,25 +95,74 @@ func (c *Client) learn(endpoints []string) {
 // failed goes on to another server, if one is known, where a link leads to none that serves.
 func (c *Client) failed(l *link, err error) {
 	var e *Error
-	if !errors.As(err, &e) || e.Code != codes.Unavailable || e.Reason != reasonDraining && l.conn.GetState() == connectivity.Ready {
+	if !errors.As(err, &e) || e.Code != codes.Unavailable {
 		return
+	}
+	draining := e.Reason == reasonDraining
+	if !draining {
+		if l.conn.GetState() == connectivity.Ready {
+			return
+		}
+		l.detour.end() // the one that was avoided may be the only one left
 	}
 	c.mu.Lock()
 	endpoints := c.endpoints
 	c.mu.Unlock()
-	if len(endpoints) == 0 || c.ctx.Err() != nil {
+	if c.ctx.Err() != nil {
 		return
 	}
-	others := others(l.target, append([]string{c.target}, endpoints...))
-	if len(others) == 0 {
-		return
+	var targets []string
+	if len(endpoints) > 0 {
+		targets = others(append([]string{c.target}, endpoints...), l.target, e.at)
 	}
-	next, err := c.dial(others[0])
+	avoid := ""
+	if draining {
+		avoid = e.at
+	}
+	if len(targets) == 0 {
+		// The connection stays with a server as long as it has one: away from one that stops leads only a new one.
+		if avoid == "" || !l.detour.others(avoid) {
+			return
+		}
+		targets = []string{l.target}
+	}
+	next, err := c.dial(targets[0], avoid)
 	if err != nil {
 		return // no address at all
 	}
 	c.replace(l, next)
 	c.retire(next)
+}
+
+// sent goes on to another server if the one that has ended a stream is about to stop.
+func (c *Client) sent(away *opened, err error) {
+	var e *Error
+	if errors.As(err, &e) && e.Reason == reasonDraining {
+		e.at = away.at
+		c.mu.Lock()
+		away.link.users++ // or nobody would close it
+		c.mu.Unlock()
+		c.failed(away.link, err)
+		c.done(away.link)
+	}
+}
+
+// peerOf is the address of the server that a stream is with; empty if it has come to none.
+func peerOf(ctx context.Context) string {
+	p, ok := peer.FromContext(ctx)
+	if !ok || p.Addr == nil {
+		return ""
+	}
+	return p.Addr.String()
+}
+
+// at notes in an error which server it comes from.
+func at(err error, address string) error {
+	var e *Error
+	if errors.As(err, &e) {
+		e.at = address
+	}
+	return err
 }
 
 // retire is done for a link that one has made oneself: nobody else is to use it unless it has become the client's.
@@ -108,9 +173,12 @@ func (c *Client) retire(l *link) {
 	c.done(l)
 }
 
-// others are the targets but one, in random order, each once.
-func others(but string, targets []string) (list []string) {
-	seen := map[string]bool{but: true}
+// others are the targets but for some, in random order, each once.
+func others(targets []string, but ...string) (list []string) {
+	seen := map[string]bool{}
+	for _, t := range but {
+		seen[t] = true
+	}
 	for _, t := range targets {
 		if !seen[t] {
 			seen[t] = true
@@ -138,9 +206,9 @@ const settle = 4
 func (m *mover) run() {
 	ctx, cancel := context.WithTimeout(m.from.ctx, m.within)
 	defer cancel()
-	targets := others(m.from.link.target, m.endpoints)
+	targets := others(m.endpoints, m.from.link.target, m.from.at)
 	if len(targets) == 0 {
-		// A new connection to the same address leads to another server where there is a load balancer.
+		// A new connection to the same target leads to another server where it has several addresses, or there is a load balancer.
 		targets = []string{m.s.c.target}
 	}
 	var b retry
@@ -169,7 +237,7 @@ func (m *mover) open(ctx context.Context, target string) bool {
 	if l == m.from.link {
 		c.done(l)
 		var err error
-		if l, err = c.dial(target); err != nil {
+		if l, err = c.dial(target, m.from.at); err != nil {
 			return false
 		}
 	}

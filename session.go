@@ -168,6 +168,7 @@ func (s *Session) connect() error {
 	for moved := false; ; moved = true {
 		next, err := s.serve(one, moved)
 		if next == nil {
+			s.c.sent(one, err)
 			return err
 		}
 		one, s.token = next, next.token
@@ -183,6 +184,7 @@ type opened struct {
 	stream runnelv1.StreamService_EstablishStreamClient
 	link   *link
 	token  string
+	at     string   // the address of the server
 	first  response // with Welcome
 	cancel context.CancelFunc
 	ctx    context.Context
@@ -217,8 +219,10 @@ func (s *Session) open(ctx context.Context, l *link, refused string) (_ *opened,
 		return nil, token, wrap(ctx, err)
 	}
 	for {
-		if err := o.stream.RecvMsg(&o.first); err != nil {
-			return nil, token, o.wrap(ctx, err)
+		err := o.stream.RecvMsg(&o.first)
+		o.at = peerOf(o.stream.Context())
+		if err != nil {
+			return nil, token, at(o.wrap(ctx, err), o.at)
 		}
 		for _, c := range o.first.controls {
 			if w := c.GetWelcome(); w != nil {
@@ -395,7 +399,7 @@ func (s *Session) control(c *runnelv1.Control) error {
 		if m.Drain.GetWithinMs() > 0 {
 			return nil // there is time to begin elsewhere first
 		}
-		return &Error{Code: codes.Unavailable, Message: "the server asks to move: " + m.Drain.GetReason()}
+		return &Error{Code: codes.Unavailable, Reason: reasonDraining, Message: "the server asks to move: " + m.Drain.GetReason()}
 	}
 	return nil
 }

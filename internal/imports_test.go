@@ -126,6 +126,8 @@ var sdkModules = []string{
 	"google.golang.org/grpc/...", "google.golang.org/protobuf/...", "google.golang.org/genproto/googleapis/rpc/...",
 	"golang.org/x/net/...", "golang.org/x/sys/...", "golang.org/x/text/...", "golang.org/x/sync/...",
 	"github.com/google/uuid", "github.com/klauspost/compress/...",
+	// The messages of the load reports that grpc's weighted balancer takes.
+	"github.com/cncf/xds/go/xds/data/orca/v3", "github.com/cncf/xds/go/xds/service/orca/v3", "github.com/envoyproxy/protoc-gen-validate/validate",
 }
 
 func TestForbiddenImports(t *testing.T) {

@@ -30,6 +30,7 @@ func (s *Server) Reload(cfg Config) (restart []string, err error) {
 		s.security.guard.SetPolicy(authority.policy)
 	}
 	s.security.limiter.Set(s.security.limits(&cfg))
+	s.mostSessions.Store(int64(cfg.Limits.ServerSessions))
 	s.security.gate.Set(cfg.Limits.MaxConnections, cfg.Limits.MaxConnectionsPerAddress)
 	spaces, kept := s.spaces.Load().next(&cfg)
 	s.spaces.Store(spaces)

@@ -24,6 +24,7 @@ import (
 	"google.golang.org/grpc/health"
 	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/orca"
 	"google.golang.org/grpc/reflection"
 
 	runnelv1 "github.com/runnelhq/runnel/api/runnel/v1"
@@ -68,6 +69,10 @@ type Server struct {
 	started  time.Time
 	stopping chan struct{} // closed when an operator drains
 	stopOnce sync.Once
+	// mostSessions is limits.server_sessions, which may be reloaded.
+	mostSessions atomic.Int64
+	watchers     context.Context // of streams that are not sessions
+	unwatch      context.CancelFunc
 
 	mu  sync.Mutex
 	ran bool
@@ -81,6 +86,8 @@ func New(cfg Config) (*Server, error) {
 		return nil, err
 	}
 	s := &Server{cfg: cfg, listener: cfg.Listener, metrics: admin.NewMetrics(admin.Words{Kinds: grpcapi.Kinds(), Results: broker.Results, Durabilities: broker.Durabilities()}), health: health.NewServer(), started: time.Now(), stopping: make(chan struct{})}
+	s.watchers, s.unwatch = context.WithCancel(context.Background())
+	s.mostSessions.Store(int64(cfg.Limits.ServerSessions))
 	s.spaces.Store(newSpaces(&cfg))
 	if s.security, err = newSecurity(&cfg); err != nil {
 		return nil, err
@@ -219,6 +226,9 @@ func (s *Server) Run(ctx context.Context) error {
 	if s.cfg.Channelz {
 		channelz.RegisterChannelzServiceToServer(g)
 	}
+	if err := orca.Register(g, orca.ServiceOptions{ServerMetricsProvider: (*reporter)(s)}); err != nil {
+		panic(err) // there is a provider
+	}
 	s.setHealth(s.engine.Health())
 
 	// The parts stop in the order of the data path, each waiting for its own.
@@ -310,10 +320,15 @@ func (s *Server) published(result string, events int) {
 	}
 }
 
-// countStreams keeps the gauge of open streams; only services of our own can be in its label.
+// countStreams keeps the gauge of open streams; only services of our own can be in its label. The streams of others, which watch health or
+// load, do not end by themselves: they end when all sessions have gone.
 func (s *Server) countStreams(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
 	if _, ours := srv.(*grpcapi.Service); !ours {
-		return handler(srv, stream)
+		ctx, cancel := context.WithCancel(stream.Context())
+		defer cancel()
+		stop := context.AfterFunc(s.watchers, cancel)
+		defer stop()
+		return handler(srv, &watching{stream, ctx})
 	}
 	open := s.metrics.Connections.WithLabelValues(runnelv1.StreamService_ServiceDesc.ServiceName)
 	open.Inc()
@@ -378,6 +393,7 @@ func (s *Server) drain(g *grpc.Server, api *grpcapi.Service) {
 	ctx, cancel := context.WithTimeout(context.Background(), s.cfg.DrainTimeout)
 	defer cancel()
 	api.Drain(ctx, s.cfg.DrainSpread)
+	s.unwatch()
 	// Streams that do not end by themselves would keep GracefulStop for ever.
 	force := context.AfterFunc(ctx, g.Stop)
 	defer force()
