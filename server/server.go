@@ -177,8 +177,8 @@ func (s *Server) Close() error {
 	return errors.Join(s.engine.Close(), s.security.close())
 }
 
-// Run serves until ctx ends, then drains: health says NOT_SERVING, sessions are told to move and are ended, and what is still
-// there after Config.DrainTimeout is cut. It may be called once.
+// Run serves until ctx ends, then drains: health says NOT_SERVING, what Config.Announce has announced is withdrawn, sessions are told to
+// move and are ended, and what is still there after Config.DrainTimeout is cut. It may be called once.
 func (s *Server) Run(ctx context.Context) error {
 	s.mu.Lock()
 	ran := s.ran
@@ -247,12 +247,13 @@ func (s *Server) Run(ctx context.Context) error {
 		defer close(failed)
 		return g.Serve(s.listener)
 	})
+	withdraw := s.announce()
 	select {
 	case <-ctx.Done():
 	case <-s.stopping:
 	case <-failed:
 	}
-	s.drain(g, api)
+	s.drain(g, api, withdraw)
 	err = serving.Wait()
 	if errors.Is(err, grpc.ErrServerStopped) { // stopped before it began
 		err = nil
@@ -388,10 +389,19 @@ func (s *Server) ready() error {
 	return nil
 }
 
-func (s *Server) drain(g *grpc.Server, api *grpcapi.Service) {
-	s.health.Shutdown()
+// announce lets others find the server, until withdraw is called.
+func (s *Server) announce() (withdraw func()) {
+	if s.cfg.Announce == nil {
+		return func() {}
+	}
+	return s.cfg.Announce(cmp.Or(s.cfg.Advertise, s.Addr().String()))
+}
+
+func (s *Server) drain(g *grpc.Server, api *grpcapi.Service, withdraw func()) {
 	ctx, cancel := context.WithTimeout(context.Background(), s.cfg.DrainTimeout)
 	defer cancel()
+	s.health.Shutdown()
+	withdraw() // now, or those who are told to move could be sent back here
 	api.Drain(ctx, s.cfg.DrainSpread)
 	s.unwatch()
 	// Streams that do not end by themselves would keep GracefulStop for ever.

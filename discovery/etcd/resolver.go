@@ -116,6 +116,9 @@ func (w *watcher) follow(ctx context.Context) error {
 	call, done := context.WithTimeout(ctx, callTimeout)
 	res, err := w.client.Get(call, w.folder, clientv3.WithPrefix(), clientv3.WithLimit(maxServers+1))
 	done()
+	if errors.Is(err, context.DeadlineExceeded) {
+		return fmt.Errorf("no answer within %v", callTimeout)
+	}
 	if err != nil {
 		return err
 	}
