@@ -212,10 +212,12 @@ func (m *mover) run() {
 		targets = []string{m.s.c.target}
 	}
 	var b retry
+	avoid := "" // a session that has to move because it is old may come to the same server again: only so it ends up anywhere equally often
 	for i := 0; ; i++ {
-		if m.open(ctx, targets[i%len(targets)]) {
+		if m.open(ctx, targets[i%len(targets)], avoid) {
 			break
 		}
+		avoid = m.from.at
 		if b.wait(ctx, 0) != nil {
 			return
 		}
@@ -230,14 +232,14 @@ func (m *mover) run() {
 	m.from.cancel()
 }
 
-// open opens a stream at a target, or where another session of the client has already gone.
-func (m *mover) open(ctx context.Context, target string) bool {
+// open opens a stream at a target, but not at the address to avoid, or where another session of the client has already gone.
+func (m *mover) open(ctx context.Context, target, avoid string) bool {
 	s, c := m.s, m.s.c
 	l := c.use()
 	if l == m.from.link {
 		c.done(l)
 		var err error
-		if l, err = c.dial(target, m.from.at); err != nil {
+		if l, err = c.dial(target, avoid); err != nil {
 			return false
 		}
 	}

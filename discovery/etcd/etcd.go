@@ -132,13 +132,13 @@ const (
 )
 
 // backoff spaces attempts: a random time up to a bound that doubles, so that not all come back at once.
-type backoff struct{ bound time.Duration }
+type backoff struct{ bound, most time.Duration }
 
 func (b *backoff) reset() { b.bound = 0 }
 
 // wait reports whether ctx goes on.
 func (b *backoff) wait(ctx context.Context) bool {
-	b.bound = min(max(2*b.bound, minBackoff), maxBackoff)
+	b.bound = min(max(2*b.bound, minBackoff), b.most)
 	t := time.NewTimer(minBackoff/2 + rand.N(b.bound))
 	defer t.Stop()
 	select {

@@ -28,8 +28,9 @@ type Registration struct {
 }
 
 // Register lists a server, by the address that clients reach, until Close is called or ctx ends. It does not wait for etcd: where it cannot be
-// reached, or forgets the server, Register tries until it can, so that a server starts and goes on without it. An error means that the
-// service, the address or an option is not understood.
+// reached, or forgets the server, Register tries until it can, so that a server starts and goes on without it. The client should reconnect
+// soon: grpc.ConnectParams with a MaxDelay of seconds, in its DialOptions. An error means that the service, the address or an option is not
+// understood.
 func Register(ctx context.Context, client *clientv3.Client, service, address string, opts ...Option) (*Registration, error) {
 	o := newOptions(opts)
 	folder, err := o.folder(service)
@@ -73,7 +74,8 @@ func (r *Registration) Close() {
 const withdrawTimeout = 2 * time.Second
 
 func (r *Registration) run(ctx context.Context) {
-	var b backoff
+	// An etcd that comes back gives old leases their whole time again: well within it the server has a new one.
+	b := backoff{most: r.o.ttl / 4}
 	for {
 		lease, err := r.list(ctx)
 		if err == nil {

@@ -81,7 +81,7 @@ func (w *watcher) Close() {
 
 func (w *watcher) run(ctx context.Context) {
 	defer w.empty.Stop()
-	var b backoff
+	b := backoff{most: maxBackoff}
 	for {
 		began := time.Now()
 		err := w.follow(ctx)
