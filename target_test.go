@@ -300,3 +300,32 @@ func TestWeightedAsksForLoad(t *testing.T) {
 		t.Errorf("%v", seen)
 	}
 }
+
+// Endpoints that servers tell are addresses beside the list: a session goes where it is told, and back to the list when that server stops.
+func TestListAndEndpoints(t *testing.T) {
+	t.Parallel()
+	told, _ := fleet(t, 1, server.Config{DrainNotice: 5 * time.Second})
+	all, list := fleet(t, 2, server.Config{DrainNotice: 5 * time.Second, Endpoints: []string{told[0].Addr}})
+	client, err := runnel.Dial(list, runnel.WithConnectTimeout(30*time.Second))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	if _, err := client.Session(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for i, s := range all {
+		if open(t, s) == 1 {
+			s.Stop()
+			all = append(all[:i], all[i+1:]...)
+			break
+		}
+	}
+	if n := open(t, told[0]); n != 1 {
+		t.Errorf("%d sessions are where they were told to go", n)
+	}
+	told[0].Stop()
+	if n := open(t, all[0]); n != 1 {
+		t.Errorf("%d sessions are at the server of the list that is left", n)
+	}
+}

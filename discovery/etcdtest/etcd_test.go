@@ -101,21 +101,34 @@ func (c *told) ReportError(error) {}
 // wait waits for a list of servers.
 func (c *told) wait(t *testing.T, want ...string) {
 	t.Helper()
+	c.until(t, func(got []string) bool { return slices.Equal(got, want) })
+}
+
+// waitFor waits for so many servers.
+func (c *told) waitFor(t *testing.T, n int) []string {
+	t.Helper()
+	return c.until(t, func(got []string) bool { return len(got) == n })
+}
+
+func (c *told) until(t *testing.T, right func([]string) bool) []string {
+	t.Helper()
 	deadline := time.After(30 * time.Second)
 	for {
 		c.mu.Lock()
 		got := slices.Clone(c.servers)
 		c.mu.Unlock()
-		if slices.Equal(got, want) {
-			return
+		if right(got) {
+			return got
 		}
 		select {
 		case <-c.changed:
 		case <-deadline:
-			t.Fatalf("servers %q, want %q", got, want)
+			t.Fatalf("servers %q", got)
 		}
 	}
 }
+
+var prefix = clientv3.WithPrefix()
 
 func resolve(t *testing.T, client *clientv3.Client, service string) *told {
 	t.Helper()

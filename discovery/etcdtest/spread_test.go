@@ -103,14 +103,7 @@ func TestSpread(t *testing.T) {
 		f.add()
 	}
 	directory := f.c.client()
-	for seen := resolve(t, directory, "spread"); ; <-seen.changed {
-		seen.mu.Lock()
-		n := len(seen.servers)
-		seen.mu.Unlock()
-		if n == 3 {
-			break
-		}
-	}
+	resolve(t, directory, "spread").waitFor(t, 3)
 	var mu sync.Mutex
 	changes := 0
 	clients := make([]*runnel.Client, sessions)
