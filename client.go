@@ -12,14 +12,15 @@ import (
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/resolver"
 
 	runnelv1 "github.com/runnelhq/runnel/api/runnel/v1"
 	"github.com/runnelhq/runnel/internal/compress"
 	"github.com/runnelhq/runnel/internal/id"
 )
 
-// Client talks to one server, over a connection that it keeps up, or several where it has many streams. A server that stops may send it to
-// another.
+// Client talks to one of the servers that its target leads to, or as WithBalancing says, over connections that it keeps up, of which it has
+// more where it has many streams. A server that stops may send it to another.
 type Client struct {
 	target  string
 	dialing []grpc.DialOption
@@ -48,6 +49,8 @@ type options struct {
 	connectTimeout time.Duration
 	callTimeout    time.Duration
 	compression    string
+	balancing      Balancing
+	resolvers      []resolver.Builder
 	dial           []grpc.DialOption
 }
 
@@ -87,9 +90,16 @@ const (
 	connWindow   = 4 << 20
 )
 
-// Dial returns a client of the server at target, for example "127.0.0.1:50051". It does not wait for the connection.
+// Dial returns a client of the servers at target. It does not wait for a connection. A target is
+//
+//   - an address, HOST:PORT, as "127.0.0.1:50051". A name may stand for several addresses;
+//   - a list of addresses, "a:1,b:2,c:3" or "static:///a:1,b:2,c:3";
+//   - "dns:///HOST:PORT", which is looked up again when a connection breaks;
+//   - SCHEME:///NAME, where grpc or WithResolver knows a resolver of the scheme, as "etcd:///NAME" with package discovery/etcd.
 func Dial(target string, opts ...Option) (*Client, error) {
-	c := &Client{ids: id.NewSource(), perChannel: streamsPerChannel, o: options{credentials: insecure.NewCredentials(), connectTimeout: 5 * time.Second, callTimeout: 15 * time.Second}}
+	c := &Client{ids: id.NewSource(), perChannel: streamsPerChannel, o: options{
+		credentials: insecure.NewCredentials(), connectTimeout: 5 * time.Second, callTimeout: 15 * time.Second, balancing: PickFirst,
+	}}
 	for _, set := range opts {
 		set(&c.o)
 	}
@@ -103,7 +113,11 @@ func Dial(target string, opts ...Option) (*Client, error) {
 	if c.o.compression != "" {
 		calls = append(calls, grpc.UseCompressor(c.o.compression))
 	}
-	c.target, c.dialing = target, append([]grpc.DialOption{
+	policy, err := c.o.balancing.serviceConfig()
+	if err != nil {
+		return nil, err
+	}
+	dialing := []grpc.DialOption{
 		grpc.WithTransportCredentials(c.o.credentials),
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 30 * time.Second, Timeout: 10 * time.Second, PermitWithoutStream: true}),
 		grpc.WithConnectParams(grpc.ConnectParams{
@@ -114,9 +128,14 @@ func Dial(target string, opts ...Option) (*Client, error) {
 		grpc.WithStaticConnWindowSize(connWindow),
 		grpc.WithDefaultCallOptions(calls...),
 		grpc.WithDisableRetry(), // retries are ours: they know what may be sent again
-	}, c.o.dial...)
-	var err error
-	if c.link, err = c.dial(target); err != nil {
+		grpc.WithDefaultServiceConfig(policy),
+		grpc.WithDisableServiceConfig(), // the policy is the application's, not that of who runs the DNS
+	}
+	if c.o.balancing == Weighted {
+		dialing = append(dialing, grpc.WithPerRPCCredentials(reporting{c}))
+	}
+	c.target, c.dialing = target, append(dialing, c.o.dial...)
+	if c.link, err = c.dial(target, ""); err != nil {
 		return nil, fmt.Errorf("bad server address %q: %w", target, err)
 	}
 	c.ctx, c.stop = context.WithCancel(context.Background())

@@ -50,6 +50,8 @@ type Error struct {
 	Notice *Notice
 	// Summary is set where a bulk upload failed.
 	Summary *Summary
+
+	at string // the address of the server that refused a stream
 }
 
 // Notice says what a subscription did not get, or that its pace changed.

@@ -1,6 +1,7 @@
 package runnel
 
 import (
+	"context"
 	"errors"
 	"math/rand/v2"
 	"slices"
@@ -9,6 +10,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/connectivity"
+	"google.golang.org/grpc/peer"
 
 	runnelv1 "github.com/runnelhq/runnel/api/runnel/v1"
 )
@@ -27,6 +29,7 @@ type link struct {
 
 // channel is grpc's connection to the server, which comes and goes.
 type channel struct {
+	detour  *detour
 	conn    *grpc.ClientConn
 	api     runnelv1.StreamServiceClient
 	admin   runnelv1.AdminServiceClient
@@ -37,17 +40,29 @@ type channel struct {
 // wait in silence, and what streams do on one connection waits for each other.
 const streamsPerChannel = 100
 
-func (c *Client) channel(target string) (*channel, error) {
-	conn, err := grpc.NewClient(target, c.dialing...)
+// channel makes a connection. Where the target leads to several addresses it does not lead to the one to avoid, for a while.
+func (c *Client) channel(target, avoid string) (*channel, error) {
+	to, err := c.o.destination(target)
 	if err != nil {
 		return nil, err
 	}
-	return &channel{conn: conn, api: runnelv1.NewStreamServiceClient(conn), admin: runnelv1.NewAdminServiceClient(conn)}, nil
+	d := newDetour(to.builder, avoid)
+	conn, err := grpc.NewClient(to.target, append(slices.Clip(c.dialing), d.option())...)
+	if err != nil {
+		d.close()
+		return nil, err
+	}
+	return &channel{detour: d, conn: conn, api: runnelv1.NewStreamServiceClient(conn), admin: runnelv1.NewAdminServiceClient(conn)}, nil
 }
 
-// dial makes a link with one user.
-func (c *Client) dial(target string) (*link, error) {
-	first, err := c.channel(target)
+func (ch *channel) close() error {
+	ch.detour.close()
+	return ch.conn.Close()
+}
+
+// dial makes a link with one user. Its first connection avoids an address for a while, where there are others.
+func (c *Client) dial(target, avoid string) (*link, error) {
+	first, err := c.channel(target, avoid)
 	if err != nil {
 		return nil, err
 	}
@@ -78,9 +93,9 @@ func (c *Client) close(l *link) error {
 	l.more = nil
 	c.mu.Unlock()
 	for _, ch := range more {
-		ch.conn.Close()
+		ch.close()
 	}
-	return l.conn.Close()
+	return l.channel.close()
 }
 
 // stream returns a channel of the link with room for one more stream. left must be called for it while the link is still in use.
@@ -96,7 +111,7 @@ func (c *Client) stream(l *link) (*channel, error) {
 			return ch, nil
 		}
 	}
-	ch, err := c.channel(l.target) // connects later
+	ch, err := c.channel(l.target, "") // connects later
 	if err != nil {
 		return nil, err
 	}
@@ -115,7 +130,7 @@ func (c *Client) left(l *link, ch *channel) {
 	}
 	c.mu.Unlock()
 	if idle {
-		ch.conn.Close()
+		ch.close()
 	}
 }
 
@@ -159,25 +174,71 @@ func (c *Client) failed(l *link, err error) {
 	if !errors.As(err, &e) || e.Code != codes.Unavailable && e.Code != codes.DeadlineExceeded {
 		return
 	}
-	if e.Reason != reasonDraining && l.conn.GetState() == connectivity.Ready && l.breaker.State() != gobreaker.StateOpen {
-		return
+	draining := e.Reason == reasonDraining
+	if !draining {
+		if l.conn.GetState() == connectivity.Ready && l.breaker.State() != gobreaker.StateOpen {
+			return
+		}
+		l.detour.end() // the one that was avoided may be the only one left
 	}
 	c.mu.Lock()
 	endpoints := c.endpoints
 	c.mu.Unlock()
-	if len(endpoints) == 0 || c.ctx.Err() != nil {
+	if c.ctx.Err() != nil {
 		return
 	}
-	others := others(l.target, append([]string{c.target}, endpoints...))
-	if len(others) == 0 {
-		return
+	var targets []string
+	if len(endpoints) > 0 {
+		targets = others(append([]string{c.target}, endpoints...), l.target, e.at)
 	}
-	next, err := c.dial(others[0])
+	avoid := ""
+	if draining {
+		avoid = e.at
+	}
+	if len(targets) == 0 {
+		// The connection stays with a server as long as it has one: away from one that stops leads only a new one.
+		if avoid == "" || !l.detour.others(avoid) {
+			return
+		}
+		targets = []string{l.target}
+	}
+	next, err := c.dial(targets[0], avoid)
 	if err != nil {
 		return // no address at all
 	}
 	c.replace(l, next)
 	c.retire(next)
+}
+
+// sent goes on to another server if the one that has ended a stream is about to stop.
+func (c *Client) sent(away *opened, err error) {
+	var e *Error
+	if errors.As(err, &e) && e.Reason == reasonDraining {
+		e.at = away.at
+		c.mu.Lock()
+		away.link.users++ // or nobody would close it
+		c.mu.Unlock()
+		c.failed(away.link, err)
+		c.done(away.link)
+	}
+}
+
+// peerOf is the address of the server that a stream is with; empty if it has come to none.
+func peerOf(ctx context.Context) string {
+	p, ok := peer.FromContext(ctx)
+	if !ok || p.Addr == nil {
+		return ""
+	}
+	return p.Addr.String()
+}
+
+// at notes in an error which server it comes from.
+func at(err error, address string) error {
+	var e *Error
+	if errors.As(err, &e) {
+		e.at = address
+	}
+	return err
 }
 
 // retire is done for a link that one has made oneself: nobody else is to use it unless it has become the client's.
@@ -188,9 +249,12 @@ func (c *Client) retire(l *link) {
 	c.done(l)
 }
 
-// others are the targets but one, in random order, each once.
-func others(but string, targets []string) (list []string) {
-	seen := map[string]bool{but: true}
+// others are the targets but for some, in random order, each once.
+func others(targets []string, but ...string) (list []string) {
+	seen := map[string]bool{}
+	for _, t := range but {
+		seen[t] = true
+	}
 	for _, t := range targets {
 		if !seen[t] {
 			seen[t] = true

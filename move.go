@@ -22,16 +22,18 @@ const settle = 4
 func (m *mover) run() {
 	ctx, cancel := context.WithTimeout(m.from.ctx, m.within)
 	defer cancel()
-	targets := others(m.from.link.target, m.endpoints)
+	targets := others(m.endpoints, m.from.link.target, m.from.at)
 	if len(targets) == 0 {
-		// A new connection to the same address leads to another server where there is a load balancer.
+		// A new connection to the same target leads to another server where it has several addresses, or there is a load balancer.
 		targets = []string{m.s.c.target}
 	}
 	var b retry
+	avoid := "" // a session that has to move because it is old may come to the same server again: only so it ends up anywhere equally often
 	for i := 0; ; i++ {
-		if m.open(ctx, targets[i%len(targets)]) {
+		if m.open(ctx, targets[i%len(targets)], avoid) {
 			break
 		}
+		avoid = m.from.at
 		if b.wait(ctx, 0) != nil {
 			return
 		}
@@ -46,14 +48,14 @@ func (m *mover) run() {
 	m.from.cancel()
 }
 
-// open opens a stream at a target, or where another session of the client has already gone.
-func (m *mover) open(ctx context.Context, target string) bool {
+// open opens a stream at a target, but not at the address to avoid, or where another session of the client has already gone.
+func (m *mover) open(ctx context.Context, target, avoid string) bool {
 	s, c := m.s, m.s.c
 	l := c.use()
 	if l == m.from.link {
 		c.done(l)
 		var err error
-		if l, err = c.dial(target); err != nil {
+		if l, err = c.dial(target, avoid); err != nil {
 			return false
 		}
 	}

@@ -194,6 +194,7 @@ func (s *Session) connect() error {
 	for {
 		next, err := s.serve(one)
 		if next == nil {
+			s.c.sent(one, err)
 			return err
 		}
 		one, s.token = next, next.token
@@ -319,7 +320,7 @@ func (s *Session) control(c *runnelv1.Control) error {
 		if m.Drain.GetWithinMs() > 0 {
 			return nil // there is time to begin elsewhere first
 		}
-		return &Error{Code: codes.Unavailable, Message: "the server asks to move: " + m.Drain.GetReason()}
+		return &Error{Code: codes.Unavailable, Reason: reasonDraining, Message: "the server asks to move: " + m.Drain.GetReason()}
 	}
 	return nil
 }

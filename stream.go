@@ -17,6 +17,7 @@ type opened struct {
 	link    *link
 	channel *channel
 	token   string
+	at      string   // the address of the server
 	first   response // with Welcome
 	cancel  context.CancelFunc
 	ctx     context.Context
@@ -56,8 +57,10 @@ func (s *Session) open(ctx context.Context, l *link, refused string) (_ *opened,
 		return nil, token, wrap(ctx, err)
 	}
 	for {
-		if err := o.stream.RecvMsg(&o.first); err != nil {
-			return nil, token, o.wrap(ctx, err)
+		err := o.stream.RecvMsg(&o.first)
+		o.at = peerOf(o.stream.Context())
+		if err != nil {
+			return nil, token, at(o.wrap(ctx, err), o.at)
 		}
 		for _, c := range o.first.controls {
 			if w := c.GetWelcome(); w != nil {

@@ -24,6 +24,7 @@ import (
 	"google.golang.org/grpc/health"
 	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/orca"
 	"google.golang.org/grpc/reflection"
 
 	runnelv1 "github.com/runnelhq/runnel/api/runnel/v1"
@@ -68,6 +69,10 @@ type Server struct {
 	started  time.Time
 	stopping chan struct{} // closed when an operator drains
 	stopOnce sync.Once
+	// mostSessions is limits.server_sessions, which may be reloaded.
+	mostSessions atomic.Int64
+	watchers     context.Context // of streams that are not sessions
+	unwatch      context.CancelFunc
 
 	mu  sync.Mutex
 	ran bool
@@ -93,6 +98,8 @@ func New(cfg Config) (*Server, error) {
 		return nil, err
 	}
 	s := &Server{cfg: cfg, listener: cfg.Listener, metrics: admin.NewMetrics(admin.Words{Kinds: grpcapi.Kinds(), Results: broker.Results, Durabilities: broker.Durabilities()}), health: health.NewServer(), started: time.Now(), stopping: make(chan struct{})}
+	s.watchers, s.unwatch = context.WithCancel(context.Background())
+	s.mostSessions.Store(int64(cfg.Limits.ServerSessions))
 	s.spaces.Store(newSpaces(&cfg))
 	if s.security, err = newSecurity(&cfg); err != nil {
 		return nil, err
@@ -186,8 +193,8 @@ func (s *Server) Close() error {
 	return errors.Join(s.engine.Close(), s.security.close())
 }
 
-// Run serves until ctx ends, then drains: health says NOT_SERVING, sessions are told to move and are ended, and what is still
-// there after Config.DrainTimeout is cut. It may be called once.
+// Run serves until ctx ends, then drains: health says NOT_SERVING, what Config.Announce has announced is withdrawn, sessions are told to
+// move and are ended, and what is still there after Config.DrainTimeout is cut. It may be called once.
 func (s *Server) Run(ctx context.Context) error {
 	s.mu.Lock()
 	ran := s.ran
@@ -235,6 +242,9 @@ func (s *Server) Run(ctx context.Context) error {
 	if s.cfg.Channelz {
 		channelz.RegisterChannelzServiceToServer(g)
 	}
+	if err := orca.Register(g, orca.ServiceOptions{ServerMetricsProvider: (*reporter)(s)}); err != nil {
+		panic(err) // there is a provider
+	}
 	s.setHealth(s.engine.Health())
 
 	// The parts stop in the order of the data path, each waiting for its own.
@@ -253,12 +263,13 @@ func (s *Server) Run(ctx context.Context) error {
 		defer close(failed)
 		return g.Serve(s.listener)
 	})
+	withdraw := s.announce()
 	select {
 	case <-ctx.Done():
 	case <-s.stopping:
 	case <-failed:
 	}
-	s.drain(g, api)
+	s.drain(g, api, withdraw)
 	err = serving.Wait()
 	if errors.Is(err, grpc.ErrServerStopped) { // stopped before it began
 		err = nil
@@ -326,10 +337,15 @@ func (s *Server) published(result string, events int) {
 	}
 }
 
-// countStreams keeps the gauge of open streams; only services of our own can be in its label.
+// countStreams keeps the gauge of open streams; only services of our own can be in its label. The streams of others, which watch health or
+// load, do not end by themselves: they end when all sessions have gone.
 func (s *Server) countStreams(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
 	if _, ours := srv.(*grpcapi.Service); !ours {
-		return handler(srv, stream)
+		ctx, cancel := context.WithCancel(stream.Context())
+		defer cancel()
+		stop := context.AfterFunc(s.watchers, cancel)
+		defer stop()
+		return handler(srv, &watching{stream, ctx})
 	}
 	open := s.metrics.Connections.WithLabelValues(runnelv1.StreamService_ServiceDesc.ServiceName)
 	open.Inc()
@@ -389,11 +405,21 @@ func (s *Server) ready() error {
 	return nil
 }
 
-func (s *Server) drain(g *grpc.Server, api *grpcapi.Service) {
-	s.health.Shutdown()
+// announce lets others find the server, until withdraw is called.
+func (s *Server) announce() (withdraw func()) {
+	if s.cfg.Announce == nil {
+		return func() {}
+	}
+	return s.cfg.Announce(cmp.Or(s.cfg.Advertise, s.Addr().String()))
+}
+
+func (s *Server) drain(g *grpc.Server, api *grpcapi.Service, withdraw func()) {
 	ctx, cancel := context.WithTimeout(context.Background(), s.cfg.DrainTimeout)
 	defer cancel()
+	s.health.Shutdown()
+	withdraw() // now, or those who are told to move could be sent back here
 	api.Drain(ctx, s.cfg.DrainSpread)
+	s.unwatch()
 	// Streams that do not end by themselves would keep GracefulStop for ever.
 	force := context.AfterFunc(ctx, g.Stop)
 	defer force()
