@@ -12,24 +12,28 @@ import (
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/resolver"
 
 	runnelv1 "github.com/runnelhq/runnel/api/runnel/v1"
 	"github.com/runnelhq/runnel/internal/compress"
 	"github.com/runnelhq/runnel/internal/id"
 )
 
-// Client talks to one server, over one connection that it keeps up. A server that stops may send it to another.
+// Client talks to one of the servers that its target leads to, or as WithBalancing says, over connections that it keeps up, of which it has
+// more where it has many streams. A server that stops may send it to another.
 type Client struct {
 	target  string
 	dialing []grpc.DialOption
 	o       options
 	ids     *id.Source
 	// tokens is nil without a source.
-	tokens *tokens
+	tokens  *tokens
+	retries retryBudget
 
-	mu        sync.Mutex
-	link      *link
-	endpoints []string // where else a server has said that clients may go
+	mu         sync.Mutex
+	link       *link
+	perChannel int      // streams
+	endpoints  []string // where else a server has said that clients may go
 
 	ctx  context.Context
 	stop context.CancelFunc
@@ -43,7 +47,10 @@ type options struct {
 	token          string
 	source         TokenSource
 	connectTimeout time.Duration
+	callTimeout    time.Duration
 	compression    string
+	balancing      Balancing
+	resolvers      []resolver.Builder
 	dial           []grpc.DialOption
 }
 
@@ -64,6 +71,10 @@ func WithToken(token string) Option { return func(o *options) { o.token = token 
 // WithConnectTimeout bounds how long a call waits for the first connection; default 5 s.
 func WithConnectTimeout(d time.Duration) Option { return func(o *options) { o.connectTimeout = d } }
 
+// WithCallTimeout bounds how long a call waits for its answer before its outcome is taken for unknown, and it is made again if there is time;
+// default 15 s. Streams have heartbeats instead.
+func WithCallTimeout(d time.Duration) Option { return func(o *options) { o.callTimeout = d } }
+
 // WithCompression compresses what is sent with "gzip" or "zstd", and asks the server to answer in the same way. It saves bytes and costs
 // CPU at both ends, the server's for each subscriber; without it nothing is compressed.
 func WithCompression(name string) Option { return func(o *options) { o.compression = name } }
@@ -79,9 +90,16 @@ const (
 	connWindow   = 4 << 20
 )
 
-// Dial returns a client of the server at target, for example "127.0.0.1:50051". It does not wait for the connection.
+// Dial returns a client of the servers at target. It does not wait for a connection. A target is
+//
+//   - an address, HOST:PORT, as "127.0.0.1:50051". A name may stand for several addresses;
+//   - a list of addresses, "a:1,b:2,c:3" or "static:///a:1,b:2,c:3";
+//   - "dns:///HOST:PORT", which is looked up again when a connection breaks;
+//   - SCHEME:///NAME, where grpc or WithResolver knows a resolver of the scheme, as "etcd:///NAME" with package discovery/etcd.
 func Dial(target string, opts ...Option) (*Client, error) {
-	c := &Client{ids: id.NewSource(), o: options{credentials: insecure.NewCredentials(), connectTimeout: 5 * time.Second}}
+	c := &Client{ids: id.NewSource(), perChannel: streamsPerChannel, o: options{
+		credentials: insecure.NewCredentials(), connectTimeout: 5 * time.Second, callTimeout: 15 * time.Second, balancing: PickFirst,
+	}}
 	for _, set := range opts {
 		set(&c.o)
 	}
@@ -95,7 +113,11 @@ func Dial(target string, opts ...Option) (*Client, error) {
 	if c.o.compression != "" {
 		calls = append(calls, grpc.UseCompressor(c.o.compression))
 	}
-	c.target, c.dialing = target, append([]grpc.DialOption{
+	policy, err := c.o.balancing.serviceConfig()
+	if err != nil {
+		return nil, err
+	}
+	dialing := []grpc.DialOption{
 		grpc.WithTransportCredentials(c.o.credentials),
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 30 * time.Second, Timeout: 10 * time.Second, PermitWithoutStream: true}),
 		grpc.WithConnectParams(grpc.ConnectParams{
@@ -106,9 +128,14 @@ func Dial(target string, opts ...Option) (*Client, error) {
 		grpc.WithStaticConnWindowSize(connWindow),
 		grpc.WithDefaultCallOptions(calls...),
 		grpc.WithDisableRetry(), // retries are ours: they know what may be sent again
-	}, c.o.dial...)
-	var err error
-	if c.link, err = c.dial(target); err != nil {
+		grpc.WithDefaultServiceConfig(policy),
+		grpc.WithDisableServiceConfig(), // the policy is the application's, not that of who runs the DNS
+	}
+	if c.o.balancing == Weighted {
+		dialing = append(dialing, grpc.WithPerRPCCredentials(reporting{c}))
+	}
+	c.target, c.dialing = target, append(dialing, c.o.dial...)
+	if c.link, err = c.dial(target, ""); err != nil {
 		return nil, fmt.Errorf("bad server address %q: %w", target, err)
 	}
 	c.ctx, c.stop = context.WithCancel(context.Background())
@@ -121,36 +148,9 @@ func (c *Client) Close() error {
 	c.mu.Lock()
 	l := c.link
 	c.mu.Unlock()
-	err := l.conn.Close()
+	err := c.close(l)
 	c.group.Wait()
 	return err
-}
-
-// call repeats a unary call while it fails in a way that passes, until ctx ends or the connect timeout is over.
-func call[T any](ctx context.Context, c *Client, f func(context.Context, *link) (T, error)) (T, error) {
-	var b retry
-	refused := ""
-	for deadline := time.Now().Add(c.o.connectTimeout); ; {
-		var res T
-		out, token, err := c.outgoing(ctx, refused)
-		if err == nil {
-			l := c.use()
-			res, err = f(out, l)
-			err = wrap(ctx, err)
-			c.failed(l, err)
-			c.done(l)
-		}
-		if c.unauthenticated(err) && refused == "" {
-			refused = token // once: another may be taken
-			continue
-		}
-		if err == nil || !passing(err) || time.Now().After(deadline) || c.ctx.Err() != nil {
-			return res, err
-		}
-		if err := b.wait(ctx, retryAfter(err)); err != nil {
-			return res, err
-		}
-	}
 }
 
 // Ack is the server's word that an event is stored.

@@ -13,6 +13,9 @@
 // cannot be delivered is said: a gap or dropped events are yielded as an *Error whose Notice is set, and the subscription goes
 // on. Position is text that can be stored and handed to After in another process.
 //
+// Dial takes a list of servers, or a name that leads to several, and WithBalancing says how to choose; a session that has to leave one goes on
+// at another.
+//
 // Publishes carry an event id, so retrying one whose outcome is unknown cannot store it twice.
 //
 // All types are safe for concurrent use, unless they say otherwise.

@@ -50,6 +50,8 @@ type Error struct {
 	Notice *Notice
 	// Summary is set where a bulk upload failed.
 	Summary *Summary
+
+	at string // the address of the server that refused a stream
 }
 
 // Notice says what a subscription did not get, or that its pace changed.
@@ -122,7 +124,7 @@ func passing(err error) bool {
 		return e.RetryAfter > 0
 	}
 	switch e.Code {
-	case codes.Unavailable, codes.Unknown, codes.Internal, codes.Canceled, codes.Aborted:
+	case codes.Unavailable, codes.Unknown, codes.Internal, codes.Canceled, codes.Aborted, codes.DeadlineExceeded:
 		return true
 	}
 	return false

@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/resolver"
+	"google.golang.org/grpc/resolver/manual"
 
 	"github.com/runnelhq/runnel"
 	runnelv1 "github.com/runnelhq/runnel/api/runnel/v1"
@@ -66,6 +68,43 @@ func ExampleDial() {
 	ack, err := client.Publish(context.Background(), "quotes.AAPL", []byte("187.20"))
 	fmt.Println(ack.Position.Offset, err)
 	// Output: 1 <nil>
+}
+
+func ExampleDial_list() {
+	first, stopFirst := exampleServer()
+	defer stopFirst()
+	second, stopSecond := exampleServer()
+	defer stopSecond()
+
+	// One of them, at random. When it stops the client moves to the other.
+	client, err := runnel.Dial(first + "," + second)
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer client.Close()
+	ack, err := client.Publish(context.Background(), "quotes.AAPL", []byte("187.20"))
+	fmt.Println(ack.Position.Offset, err)
+	// Output: 1 <nil>
+}
+
+func ExampleWithBalancing() {
+	// A gateway that has many streams spreads them over all servers behind a name.
+	client, err := runnel.Dial("dns:///runnel.example:50051", runnel.WithBalancing(runnel.LeastRequest))
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer client.Close()
+}
+
+func ExampleWithResolver() {
+	// A resolver finds servers in a way of its own. This one, of grpc's, is for tests; package discovery/etcd has one for etcd.
+	servers := manual.NewBuilderWithScheme("directory")
+	servers.InitialState(resolver.State{Endpoints: []resolver.Endpoint{{Addresses: []resolver.Address{{Addr: "127.0.0.1:50051"}}}}})
+	client, err := runnel.Dial("directory:///runnel", runnel.WithResolver(servers))
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer client.Close()
 }
 
 func ExampleClient_Publish() {

@@ -111,7 +111,12 @@ func (h *history) read(ctx context.Context) error {
 	h.token = token
 	l := h.c.use()
 	defer h.c.done(l)
-	stream, err := l.api.ReadHistory(out, h.r)
+	ch, err := h.c.stream(l)
+	if err != nil {
+		return err
+	}
+	defer h.c.left(l, ch)
+	stream, err := ch.api.ReadHistory(out, h.r)
 	if err != nil {
 		return wrap(ctx, err)
 	}

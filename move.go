@@ -2,124 +2,8 @@ package runnel
 
 import (
 	"context"
-	"errors"
-	"math/rand/v2"
 	"time"
-
-	"google.golang.org/grpc"
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/connectivity"
-
-	runnelv1 "github.com/runnelhq/runnel/api/runnel/v1"
 )
-
-// link is a way to a server: grpc's, and so with connections that come and go. The client has one, and others as long as something still
-// uses them.
-type link struct {
-	target string
-	conn   *grpc.ClientConn
-	api    runnelv1.StreamServiceClient
-	admin  runnelv1.AdminServiceClient
-
-	users int  // guarded by the client's mu
-	old   bool // to be closed when nobody uses it; guarded by the client's mu
-}
-
-// dial makes a link with one user.
-func (c *Client) dial(target string) (*link, error) {
-	conn, err := grpc.NewClient(target, c.dialing...)
-	if err != nil {
-		return nil, err
-	}
-	return &link{target: target, conn: conn, api: runnelv1.NewStreamServiceClient(conn), admin: runnelv1.NewAdminServiceClient(conn), users: 1}, nil
-}
-
-// use returns the client's link. done must be called for it.
-func (c *Client) use() *link {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.link.users++
-	return c.link
-}
-
-func (c *Client) done(l *link) {
-	c.mu.Lock()
-	l.users--
-	idle := l.old && l.users == 0
-	c.mu.Unlock()
-	if idle {
-		l.conn.Close() // the error says that it is closed
-	}
-}
-
-// replace makes next the client's link, if from still is.
-func (c *Client) replace(from, next *link) bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.link != from || c.ctx.Err() != nil {
-		return false
-	}
-	from.users--
-	from.old = true
-	next.users++
-	c.link = next
-	return true
-}
-
-// learn keeps what the server says of where else to go.
-func (c *Client) learn(endpoints []string) {
-	if len(endpoints) == 0 {
-		return
-	}
-	c.mu.Lock()
-	c.endpoints = endpoints
-	c.mu.Unlock()
-}
-
-// failed goes on to another server, if one is known, where a link leads to none that serves.
-func (c *Client) failed(l *link, err error) {
-	var e *Error
-	if !errors.As(err, &e) || e.Code != codes.Unavailable || e.Reason != reasonDraining && l.conn.GetState() == connectivity.Ready {
-		return
-	}
-	c.mu.Lock()
-	endpoints := c.endpoints
-	c.mu.Unlock()
-	if len(endpoints) == 0 || c.ctx.Err() != nil {
-		return
-	}
-	others := others(l.target, append([]string{c.target}, endpoints...))
-	if len(others) == 0 {
-		return
-	}
-	next, err := c.dial(others[0])
-	if err != nil {
-		return // no address at all
-	}
-	c.replace(l, next)
-	c.retire(next)
-}
-
-// retire is done for a link that one has made oneself: nobody else is to use it unless it has become the client's.
-func (c *Client) retire(l *link) {
-	c.mu.Lock()
-	l.old = c.link != l
-	c.mu.Unlock()
-	c.done(l)
-}
-
-// others are the targets but one, in random order, each once.
-func others(but string, targets []string) (list []string) {
-	seen := map[string]bool{but: true}
-	for _, t := range targets {
-		if !seen[t] {
-			seen[t] = true
-			list = append(list, t)
-		}
-	}
-	rand.Shuffle(len(list), func(i, j int) { list[i], list[j] = list[j], list[i] })
-	return list
-}
 
 // mover opens a stream elsewhere while the one that is to be left still works.
 type mover struct {
@@ -138,16 +22,18 @@ const settle = 4
 func (m *mover) run() {
 	ctx, cancel := context.WithTimeout(m.from.ctx, m.within)
 	defer cancel()
-	targets := others(m.from.link.target, m.endpoints)
+	targets := others(m.endpoints, m.from.link.target, m.from.at)
 	if len(targets) == 0 {
-		// A new connection to the same address leads to another server where there is a load balancer.
+		// A new connection to the same target leads to another server where it has several addresses, or there is a load balancer.
 		targets = []string{m.s.c.target}
 	}
 	var b retry
+	avoid := "" // a session that has to move because it is old may come to the same server again: only so it ends up anywhere equally often
 	for i := 0; ; i++ {
-		if m.open(ctx, targets[i%len(targets)]) {
+		if m.open(ctx, targets[i%len(targets)], avoid) {
 			break
 		}
+		avoid = m.from.at
 		if b.wait(ctx, 0) != nil {
 			return
 		}
@@ -162,14 +48,14 @@ func (m *mover) run() {
 	m.from.cancel()
 }
 
-// open opens a stream at a target, or where another session of the client has already gone.
-func (m *mover) open(ctx context.Context, target string) bool {
+// open opens a stream at a target, but not at the address to avoid, or where another session of the client has already gone.
+func (m *mover) open(ctx context.Context, target, avoid string) bool {
 	s, c := m.s, m.s.c
 	l := c.use()
 	if l == m.from.link {
 		c.done(l)
 		var err error
-		if l, err = c.dial(target); err != nil {
+		if l, err = c.dial(target, avoid); err != nil {
 			return false
 		}
 	}
@@ -179,6 +65,7 @@ func (m *mover) open(ctx context.Context, target string) bool {
 	next, _, err := s.open(open, l, "")
 	if err == nil && !stop() {
 		next.watch.Stop()
+		c.left(l, next.channel)
 		err = ctx.Err()
 	}
 	if err != nil {

@@ -2,6 +2,7 @@ package runnel
 
 import (
 	"context"
+	"errors"
 	"slices"
 
 	runnelv1 "github.com/runnelhq/runnel/api/runnel/v1"
@@ -41,8 +42,37 @@ func (r *Receipt) finish(ack Ack, err error) {
 	close(r.done)
 }
 
-// Publish sends an event and returns at once, unless 1,024 events or 4 MiB are on their way: then it waits for room. Events
-// are stored in the order of the calls. A connection that breaks is mended, and what was not acknowledged is sent again.
+// WhenFull is what Publish does without a connection when its buffer is full.
+type WhenFull int
+
+// What Publish does without a connection when its buffer is full. With a connection it always waits for room: that is the server's pace.
+const (
+	BufferWait       WhenFull = iota // wait for room
+	BufferFail                       // return ErrBufferFull
+	BufferDropOldest                 // let the oldest go: its receipt gets ErrDropped
+)
+
+var (
+	// ErrBufferFull is returned by Publish where BufferFail says so.
+	ErrBufferFull = errors.New("runnel: the publish buffer is full, and there is no connection")
+	// ErrDropped is what became of a publish that BufferDropOldest let go. If it had been sent before the connection broke it may be stored.
+	ErrDropped = errors.New("runnel: dropped from a full publish buffer")
+)
+
+// buffer bounds what is not acknowledged.
+type buffer struct {
+	events, bytes int
+	full          WhenFull
+}
+
+// PublishBuffer sets how much may be on its way or, without a connection, wait: in events, and in bytes of payloads; one event always may.
+// Default 1,024 events and 4 MiB, and to wait.
+func PublishBuffer(events, bytes int, full WhenFull) SessionOption {
+	return func(s *Session) { s.buffer = buffer{events, bytes, full} }
+}
+
+// Publish sends an event and returns at once, unless the buffer is full (PublishBuffer): then it waits for room, by default. Events are stored
+// in the order of the calls. A connection that breaks is mended, and what was not acknowledged is sent again.
 func (s *Session) Publish(ctx context.Context, topic string, payload []byte, opts ...PublishOption) (*Receipt, error) {
 	p, err := s.c.request(topic, payload, opts)
 	if err != nil {
@@ -55,8 +85,21 @@ func (s *Session) Publish(ctx context.Context, topic string, payload []byte, opt
 			s.mu.Unlock()
 			return nil, s.err
 		}
-		if len(s.unacked) == 0 || len(s.unacked) < windowEvents && s.bytes+len(payload) <= windowBytes {
+		if len(s.unacked) == 0 || len(s.unacked) < s.buffer.events && s.bytes+len(payload) <= s.buffer.bytes {
 			break
+		}
+		if s.away && s.buffer.full == BufferFail {
+			s.mu.Unlock()
+			return nil, ErrBufferFull
+		}
+		if s.away && s.buffer.full == BufferDropOldest {
+			oldest := s.unacked[0]
+			s.unacked[0] = nil
+			s.unacked = s.unacked[1:]
+			s.bytes -= len(oldest.publish.GetPayload())
+			s.mu.Unlock()
+			oldest.finish(Ack{}, ErrDropped)
+			continue
 		}
 		s.mu.Unlock()
 		select {

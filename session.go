@@ -19,13 +19,14 @@ const (
 	stableAfter    = 5 * time.Second  // a stream that lived this long starts a new row of attempts
 )
 
-// State is how a session or subscription stands with the server.
+// State is how a session stands with the server.
 type State string
 
-// The states a session reports to OnState.
+// The states a session reports to OnState. A session that moves to another server without a pause stays what it is.
 const (
 	StateConnecting State = "connecting"
 	StateLive       State = "live"
+	StateBehind     State = "behind"  // connected, and a subscription that had been live reads the log because it was too slow
 	StateOffline    State = "offline" // the session is over
 )
 
@@ -34,11 +35,13 @@ const (
 type Session struct {
 	c       *Client
 	onState func(State)
+	buffer  buffer
 	ctx     context.Context
 	stop    context.CancelFunc
 	first   chan struct{} // closed when the first connection stands, or the session is over
 
 	// Owned by run.
+	state    State           // as reported
 	token    string          // of the stream
 	refused  string          // not taken by the server
 	expiring chan<- struct{} // of the stream: the server warns; nil without a TokenSource
@@ -54,7 +57,8 @@ type Session struct {
 	out     []*runnelv1.StreamRequest
 	send    chan struct{} // receives when out is not empty
 	joined  bool          // first is closed
-	online  bool
+	online  bool          // what is queued is sent
+	away    bool          // the connection has broken
 }
 
 // SessionOption configures a Session.
@@ -66,7 +70,7 @@ func OnState(f func(State)) SessionOption { return func(s *Session) { s.onState 
 // Session opens a session and waits for its first connection, at most the client's connect timeout.
 func (c *Client) Session(ctx context.Context, opts ...SessionOption) (*Session, error) {
 	s := &Session{
-		c: c, onState: func(State) {}, first: make(chan struct{}), subs: map[uint32]*Subscription{},
+		c: c, onState: func(State) {}, buffer: buffer{windowEvents, windowBytes, BufferWait}, first: make(chan struct{}), subs: map[uint32]*Subscription{},
 		room: make(chan struct{}, 1), send: make(chan struct{}, 1),
 	}
 	for _, set := range opts {
@@ -121,9 +125,9 @@ func (s *Session) fail(err error) {
 func (s *Session) run() {
 	var b retry
 	deadline := time.Now().Add(s.c.o.connectTimeout)
-	defer s.onState(StateOffline)
+	defer s.report(StateOffline)
 	for {
-		s.onState(StateConnecting)
+		s.report(StateConnecting)
 		began := time.Now()
 		err := s.connect()
 		if s.ctx.Err() != nil {
@@ -132,7 +136,8 @@ func (s *Session) run() {
 		}
 		s.mu.Lock()
 		never := !s.joined
-		s.online = false
+		s.online, s.away = false, true
+		signal(s.room) // who waits for room learns that the buffer's policy is to decide
 		s.mu.Unlock()
 		if s.c.unauthenticated(err) && s.refused != s.token {
 			s.refused = s.token // once: the next may be taken
@@ -152,6 +157,27 @@ func (s *Session) run() {
 	}
 }
 
+// report tells the application of a state that is new.
+func (s *Session) report(now State) {
+	if now != s.state {
+		s.state = now
+		s.onState(now)
+	}
+}
+
+// reportConnected tells the application whether a subscription is behind.
+func (s *Session) reportConnected() {
+	now := StateLive
+	s.mu.Lock()
+	for _, sub := range s.subs {
+		if sub.behind {
+			now = StateBehind
+		}
+	}
+	s.mu.Unlock()
+	s.report(now)
+}
+
 // connect opens a stream and serves it, and those that take its place, until one breaks.
 func (s *Session) connect() error {
 	if err := s.fillSnapshots(s.ctx); err != nil {
@@ -165,9 +191,10 @@ func (s *Session) connect() error {
 		s.c.done(l)
 		return err
 	}
-	for moved := false; ; moved = true {
-		next, err := s.serve(one, moved)
+	for {
+		next, err := s.serve(one)
 		if next == nil {
+			s.c.sent(one, err)
 			return err
 		}
 		one, s.token = next, next.token
@@ -178,116 +205,8 @@ func (s *Session) connect() error {
 	}
 }
 
-// opened is a stream that the server has welcomed.
-type opened struct {
-	stream runnelv1.StreamService_EstablishStreamClient
-	link   *link
-	token  string
-	first  response // with Welcome
-	cancel context.CancelFunc
-	ctx    context.Context
-	watch  *time.Timer // cuts a server that says nothing
-}
-
-func (o *opened) close(s *Session) {
-	o.watch.Stop()
-	o.cancel()
-	s.c.done(o.link)
-}
-
-// open opens a stream on a link, which is the stream's if there is no error, and returns the token it was tried with. The stream lives
-// as long as ctx.
-func (s *Session) open(ctx context.Context, l *link, refused string) (_ *opened, token string, err error) {
-	o := &opened{link: l}
-	o.ctx, o.cancel = context.WithCancel(ctx)
-	// A dead server cannot say so: whoever is silent for too long is taken for dead, from the first moment on.
-	o.watch = time.AfterFunc(deadAfter, o.cancel)
-	defer func() {
-		if err != nil {
-			o.watch.Stop()
-			o.cancel()
-		}
-	}()
-	out, token, err := s.c.outgoing(o.ctx, refused)
-	if err != nil {
-		return nil, "", err
-	}
-	o.token = token
-	if o.stream, err = l.api.EstablishStream(out); err != nil {
-		return nil, token, wrap(ctx, err)
-	}
-	for {
-		if err := o.stream.RecvMsg(&o.first); err != nil {
-			return nil, token, o.wrap(ctx, err)
-		}
-		for _, c := range o.first.controls {
-			if w := c.GetWelcome(); w != nil {
-				s.c.learn(w.GetEndpoints())
-				return o, token, nil
-			}
-		}
-	}
-}
-
-// wrap says why the stream broke. ctx is what it was opened with.
-func (o *opened) wrap(ctx context.Context, err error) error {
-	if o.ctx.Err() != nil && ctx.Err() == nil {
-		err = status.Errorf(codes.Unavailable, "the server has said nothing for %v", deadAfter)
-	}
-	return wrap(ctx, err)
-}
-
-// serve serves a stream until it breaks, or another that is to take its place is ready: then that is returned.
-func (s *Session) serve(o *opened, moved bool) (next *opened, err error) {
-	var workers sync.WaitGroup
-	var mv *mover // nil: nobody has asked the session to move
-	defer func() {
-		o.cancel()
-		workers.Wait()
-		o.close(s)
-		if mv != nil {
-			next = mv.next
-		}
-		if next != nil && s.ctx.Err() != nil {
-			next.close(s)
-			next = nil
-		}
-	}()
-	s.refused = ""
-	s.resume(moved)
-	workers.Go(func() { s.write(o.ctx, o.stream) })
-	s.expiring = nil
-	if s.c.tokens != nil {
-		r := &renewing{s: s, used: o.token, soon: make(chan struct{}, 1)}
-		s.expiring = r.soon
-		workers.Go(func() { r.run(o.ctx) })
-	}
-	for m := &o.first; ; {
-		for _, c := range m.controls {
-			d := c.GetDrain()
-			if d.GetWithinMs() > 0 && mv == nil {
-				s.c.learn(d.GetEndpoints())
-				mv = &mover{s: s, from: o, endpoints: d.GetEndpoints(), within: time.Duration(d.GetWithinMs()) * time.Millisecond}
-				workers.Go(mv.run)
-			}
-			if err := s.control(c); err != nil {
-				return nil, err
-			}
-		}
-		for _, d := range m.deliveries {
-			if sub := s.subscription(d.subscription); sub != nil {
-				sub.deliver(o.ctx, d.events)
-			}
-		}
-		if err := o.stream.RecvMsg(m); err != nil {
-			return nil, o.wrap(s.ctx, err)
-		}
-		o.watch.Reset(deadAfter)
-	}
-}
-
 // resume queues what a new connection needs: all subscriptions where they were, all publishes not acknowledged.
-func (s *Session) resume(moved bool) {
+func (s *Session) resume() {
 	s.mu.Lock()
 	s.out = nil
 	ids := make([]uint32, 0, len(s.subs))
@@ -296,20 +215,19 @@ func (s *Session) resume(moved bool) {
 	}
 	slices.Sort(ids)
 	for _, id := range ids {
+		s.subs[id].behind = false
 		s.subscribeLocked(s.subs[id])
 	}
 	for _, r := range s.unacked {
 		s.publishLocked(r)
 	}
-	s.online = true
+	s.online, s.away = true, false
 	if !s.joined {
 		s.joined = true
 		close(s.first)
 	}
 	s.mu.Unlock()
-	if !moved { // else the application is as live as it was
-		s.onState(StateLive)
-	}
+	s.reportConnected()
 }
 
 func (s *Session) subscribeLocked(sub *Subscription) {
@@ -382,6 +300,12 @@ func (s *Session) control(c *runnelv1.Control) error {
 		}
 		if sub := s.subscription(m.Notice.GetSubscription()); sub != nil {
 			sub.noticed(m.Notice)
+			if kind := m.Notice.GetKind(); kind == runnelv1.NoticeKind_NOTICE_KIND_BEHIND || kind == runnelv1.NoticeKind_NOTICE_KIND_CAUGHT_UP {
+				s.mu.Lock()
+				sub.behind = kind == runnelv1.NoticeKind_NOTICE_KIND_BEHIND
+				s.mu.Unlock()
+				s.reportConnected()
+			}
 		}
 	case *runnelv1.Control_Bookmark:
 		if sub := s.subscription(m.Bookmark.GetSubscription()); sub != nil {
@@ -391,11 +315,12 @@ func (s *Session) control(c *runnelv1.Control) error {
 		if st := m.Unsubscribed.GetStatus(); st != nil {
 			s.drop(m.Unsubscribed.GetSubscription(), fromStatus(status.FromProto(st)))
 		}
+		s.reportConnected() // it may have been the one that was behind
 	case *runnelv1.Control_Drain:
 		if m.Drain.GetWithinMs() > 0 {
 			return nil // there is time to begin elsewhere first
 		}
-		return &Error{Code: codes.Unavailable, Message: "the server asks to move: " + m.Drain.GetReason()}
+		return &Error{Code: codes.Unavailable, Reason: reasonDraining, Message: "the server asks to move: " + m.Drain.GetReason()}
 	}
 	return nil
 }

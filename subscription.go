@@ -73,7 +73,9 @@ type Subscription struct {
 	onNotice func(Notice)
 	accepted chan struct{} // closed with the first answer
 
-	request uint64 // guarded by s.mu: the request on its way
+	// Guarded by s.mu.
+	request uint64 // on its way
+	behind  bool   // it has fallen behind, and has not caught up
 
 	mu       sync.Mutex
 	queue    []batch
@@ -449,7 +451,12 @@ func (sub *Subscription) fillSnapshot(ctx context.Context) error {
 	sub.s.token = token
 	l := sub.s.c.use()
 	defer sub.s.c.done(l)
-	stream, err := l.api.ReadHistory(out, &runnelv1.ReadHistoryRequest{
+	ch, err := sub.s.c.stream(l)
+	if err != nil {
+		return err
+	}
+	defer sub.s.c.left(l, ch)
+	stream, err := ch.api.ReadHistory(out, &runnelv1.ReadHistoryRequest{
 		Pattern: sub.want.GetPattern(), Start: Last().at, ToOffset: sub.snapshot.Offset,
 	})
 	if err != nil {

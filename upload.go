@@ -34,12 +34,18 @@ func (c *Client) Upload(ctx context.Context) (*Upload, error) {
 		return nil, err
 	}
 	l := c.use()
-	stream, err := l.api.PublishStream(out)
+	ch, err := c.stream(l)
 	if err != nil {
 		c.done(l)
+		return nil, err
+	}
+	left := func() { c.left(l, ch); c.done(l) }
+	stream, err := ch.api.PublishStream(out)
+	if err != nil {
+		left()
 		return nil, wrap(ctx, err)
 	}
-	context.AfterFunc(stream.Context(), func() { c.done(l) })
+	context.AfterFunc(stream.Context(), left)
 	return &Upload{ctx, stream}, nil
 }
 

@@ -76,9 +76,11 @@ var rooms = []room{
 		"it passes lines on"},
 	{"internal/config", "server internal/audit internal/logs internal/topic",
 		"it turns files, environment and flags into a server.Config, and starts nothing"},
+	{"discovery/etcd", "",
+		"whoever finds servers through etcd links its client; it serves any gRPC, and knows nothing of ours"},
 	{"internal/load", ". api/runnel/v1 internal/compress",
 		"it measures any server from outside, so it knows only what clients know"},
-	{"internal/cli", ". api/runnel/v1 server internal/config internal/load internal/topic",
+	{"internal/cli", ". api/runnel/v1 discovery/etcd server internal/config internal/load internal/topic",
 		"the commands use the SDK like anybody else, so that what they can do, everybody can"},
 	{"cmd/runnel", "internal/cli",
 		"main is three lines"},
@@ -105,7 +107,7 @@ var bans = []ban{
 		because: "the cluster is somebody else's process; only tests run servers themselves"},
 	{never: "internal/natsengine/natstest", but: "internal/natsengine/natstest",
 		because: "test tools have no place in the product"},
-	{never: "google.golang.org/grpc/...", but: ". api/runnel/v1 internal/compress internal/grpcapi internal/admin internal/load server internal/cli runneltest e2e",
+	{never: "google.golang.org/grpc/...", but: ". api/runnel/v1 discovery/etcd internal/compress internal/grpcapi internal/admin internal/load server internal/cli runneltest e2e",
 		because: "the core knows no transport: only the edges and who wires them do"},
 	{never: "net/http/...", but: "internal/admin internal/auth internal/cli e2e",
 		because: "the admin listener is the only HTTP that is served; keys of issuers are fetched"},
@@ -126,7 +128,9 @@ var bans = []ban{
 	{never: "testing pgregory.net/rapid/... go.uber.org/goleak/... github.com/rogpeppe/go-internal/... github.com/google/go-cmp/...",
 		but:     "internal/engine/enginetest runneltest e2e",
 		because: "test tools have no place in the product; these packages exist for tests"},
-	{never: "github.com/nats-io/... github.com/quic-go/... go.etcd.io/... github.com/cockroachdb/... github.com/prometheus/... github.com/spf13/...",
+	{never: "go.etcd.io/... discovery/...", but: "discovery/etcd internal/cli cmd/runnel", through: true,
+		because: "etcd is one way to be found: who embeds the SDK or the server does not link its client"},
+	{never: "github.com/nats-io/... github.com/quic-go/... github.com/cockroachdb/... github.com/prometheus/... github.com/spf13/...",
 		but: "server internal/... cmd/runnel runneltest e2e", through: true,
 		because: "a user's build must stay small: the SDK brings gRPC, protobuf and little else"},
 }
@@ -135,7 +139,9 @@ var bans = []ban{
 var sdkModules = []string{
 	"google.golang.org/grpc/...", "google.golang.org/protobuf/...", "google.golang.org/genproto/googleapis/rpc/...",
 	"golang.org/x/net/...", "golang.org/x/sys/...", "golang.org/x/text/...", "golang.org/x/sync/...",
-	"github.com/google/uuid", "github.com/klauspost/compress/...",
+	"github.com/google/uuid", "github.com/klauspost/compress/...", "github.com/sony/gobreaker/v2",
+	// The messages of the load reports that grpc's weighted balancer takes.
+	"github.com/cncf/xds/go/xds/data/orca/v3", "github.com/cncf/xds/go/xds/service/orca/v3", "github.com/envoyproxy/protoc-gen-validate/validate",
 }
 
 func TestForbiddenImports(t *testing.T) {

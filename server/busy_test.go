@@ -83,4 +83,14 @@ func TestBusyTopics(t *testing.T) {
 	if _, err := c.admin.ListBusyTopics(t.Context(), &runnelv1.ListBusyTopicsRequest{Order: 9}); reason(err) != "INVALID_FIELD" {
 		t.Error(err)
 	}
+	// To look at a topic does not bring its namespace back.
+	if _, err := c.admin.DeleteNamespace(t.Context(), &runnelv1.DeleteNamespaceRequest{Namespace: "a"}); err != nil {
+		t.Fatal(err)
+	}
+	if l := list(&runnelv1.ListBusyTopicsRequest{Pattern: "a.many"}); len(l.GetTopics()) != 1 || l.GetTopics()[0].GetNewestOffset() != 0 {
+		t.Errorf("%v", l)
+	}
+	if res, err := c.admin.ListNamespaces(t.Context(), &runnelv1.ListNamespacesRequest{}); err != nil || len(res.GetNamespaces()) != 1 {
+		t.Errorf("%v, %v", res, err)
+	}
 }

@@ -24,7 +24,7 @@ type Config struct {
 	DrainSpread  time.Duration // sessions are told to move one after the other over this time; default 2 s, at most half of DrainTimeout
 	SendTimeout  time.Duration // a client that takes nothing for this long is cut; default 30 s
 	// DrainNotice is how long a session that is told to move goes on, so that its client can begin elsewhere first. Default 2 s where there is
-	// somewhere to go, that is with Endpoints or MaxStreamAge, else 0; at most a quarter of DrainTimeout.
+	// somewhere to go, that is with Endpoints, Advertise or MaxStreamAge, else 0; at most a quarter of DrainTimeout.
 	DrainNotice time.Duration
 	// Channelz serves what grpc-go knows of its connections and streams (grpc.channelz.v1.Channelz) to administrators.
 	Channelz bool
@@ -32,6 +32,11 @@ type Config struct {
 	MaxStreamAge time.Duration
 	// Endpoints are the addresses of servers that clients may go to, which they are told when they come and when they have to move.
 	Endpoints []string
+	// Advertise is the address that others reach this server at, HOST:PORT; default where it listens.
+	Advertise string
+	// Announce, if set, is called with that address when the server takes calls, to let others find it. What it returns is called when the
+	// server stops: after health says so, and before sessions are told. It must not take longer than some seconds.
+	Announce func(address string) (withdraw func())
 
 	TLS     TLS
 	Issuers map[string]Issuer // of tokens, by a name of your choice
@@ -161,7 +166,7 @@ func (c Config) withDefaults() (Config, error) {
 	set(&c.DrainTimeout, 30*time.Second)
 	set(&c.DrainSpread, 2*time.Second)
 	c.DrainSpread = min(c.DrainSpread, c.DrainTimeout/2)
-	if len(c.Endpoints) > 0 || c.MaxStreamAge > 0 {
+	if len(c.Endpoints) > 0 || c.Advertise != "" || c.Announce != nil || c.MaxStreamAge > 0 {
 		set(&c.DrainNotice, 2*time.Second)
 	}
 	c.DrainNotice = min(c.DrainNotice, c.DrainTimeout/4)
@@ -182,6 +187,9 @@ func (c Config) withDefaults() (Config, error) {
 	}
 	set(&c.OTLP.Every, time.Minute)
 	if err := c.exposed(); err != nil {
+		return c, err
+	}
+	if err := c.reachable(); err != nil {
 		return c, err
 	}
 	var err error
@@ -239,6 +247,27 @@ func (c *Config) exposed() error {
 		return err
 	}
 	return loopback(c.Admin, "metrics have neither TLS nor authentication")
+}
+
+// reachable refuses to announce an address that is none to others.
+func (c *Config) reachable() error {
+	if c.Advertise == "" {
+		if c.Announce != nil && wildcard(c.Listen) {
+			return fmt.Errorf("advertise: %s is no address that others reach; write the one that they do", c.Listen)
+		}
+		return nil
+	}
+	if _, port, err := net.SplitHostPort(c.Advertise); err != nil || wildcard(c.Advertise) || port == "0" {
+		return fmt.Errorf("advertise: %s is no address that others reach; write HOST:PORT", c.Advertise)
+	}
+	return nil
+}
+
+// wildcard reports whether an address stands for all of this machine's.
+func wildcard(address string) bool {
+	host, _, err := net.SplitHostPort(address)
+	ip := net.ParseIP(host)
+	return err == nil && (host == "" || ip != nil && ip.IsUnspecified())
 }
 
 // loopback refuses an address that other machines can reach if something is missing.

@@ -97,7 +97,8 @@ func (o *operator) BusyTopics(ctx context.Context, p *topic.Pattern, order runne
 			Topic: t.Name.String(), EventsPerS: t.Events, BytesPerS: t.Bytes, MissedEventsPerS: t.MissedEvents, MissedBytesPerS: t.MissedBytes,
 		}
 		// Rates are worth telling while the log cannot be read; who no longer waits is told nothing.
-		if log, err := o.s.engine.Log(t.Name.Namespace()); err == nil {
+		// A namespace that was deleted meanwhile is not to be opened anew for this.
+		if log := o.s.engine.Opened(t.Name.Namespace()); log != nil {
 			if kept, ok, err := log.Topic(ctx, t.Name); err == nil && ok {
 				i.OldestOffset, i.NewestOffset, i.NewestBytes = kept.Oldest, kept.Newest, uint64(len(kept.Last.Wire))
 			}
@@ -118,6 +119,17 @@ func (o *operator) Trim(ctx context.Context, namespace string, upTo uint64) (uin
 	}
 	oldest, err := log.Trim(ctx, upTo)
 	return oldest, o.Fail(ctx, err)
+}
+
+// Delete implements admin.Operator.
+func (o *operator) Delete(ctx context.Context, namespace string) error {
+	if err := o.s.engine.Delete(ctx, namespace); err != nil {
+		return o.Fail(ctx, err)
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	delete(o.heads, namespace)
+	return nil
 }
 
 // Drain implements admin.Operator.

@@ -212,6 +212,10 @@ var calls = []call{
 		_, err := c.admin.TrimNamespace(ctx, &runnelv1.TrimNamespaceRequest{Namespace: "nobody"})
 		return past(err)
 	}},
+	{"DeleteNamespace", "administer", true, func(ctx context.Context, c clients, _ string) error {
+		_, err := c.admin.DeleteNamespace(ctx, &runnelv1.DeleteNamespaceRequest{Namespace: "nobody"})
+		return past(err)
+	}},
 	{"Reload", "administer", true, func(ctx context.Context, c clients, _ string) error {
 		_, err := c.admin.Reload(ctx, &runnelv1.ReloadRequest{})
 		return past(err)

@@ -30,6 +30,7 @@ func (s *Server) Reload(cfg Config) (restart []string, err error) {
 		s.security.guard.SetPolicy(authority.policy)
 	}
 	s.security.limiter.Set(s.security.limits(&cfg))
+	s.mostSessions.Store(int64(cfg.Limits.ServerSessions))
 	s.security.gate.Set(cfg.Limits.MaxConnections, cfg.Limits.MaxConnectionsPerAddress)
 	spaces, kept := s.spaces.Load().next(&cfg)
 	s.spaces.Store(spaces)
@@ -88,7 +89,7 @@ func (s *spaces) next(cfg *Config) (next *spaces, kept []string) {
 // differing lists the settings that only a restart changes, but for namespaces.
 func differing(old, next Config) (names []string) {
 	for _, c := range []*Config{&old, &next} {
-		c.Roles, c.Logger, c.Listener, c.Reread, c.Text, c.Version, c.Namespaces, c.Defaults = nil, nil, nil, nil, nil, "", nil, Namespace{}
+		c.Roles, c.Logger, c.Listener, c.Reread, c.Text, c.Announce, c.Version, c.Namespaces, c.Defaults = nil, nil, nil, nil, nil, nil, "", nil, Namespace{}
 		l := Limits{
 			MaxPayloadBytes: c.Limits.MaxPayloadBytes, MaxHeadersBytes: c.Limits.MaxHeadersBytes, MaxSubscriptions: c.Limits.MaxSubscriptions,
 			MaxStreamsPerConnection: c.Limits.MaxStreamsPerConnection, MaxNamespaces: c.Limits.MaxNamespaces, MemoryBytes: c.Limits.MemoryBytes,

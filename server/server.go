@@ -24,6 +24,7 @@ import (
 	"google.golang.org/grpc/health"
 	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/orca"
 	"google.golang.org/grpc/reflection"
 
 	runnelv1 "github.com/runnelhq/runnel/api/runnel/v1"
@@ -54,7 +55,7 @@ type Server struct {
 	cfg      Config
 	listener net.Listener
 	admin    net.Listener // nil: none
-	engine   *pebbleengine.Engine
+	engine   storage
 	metrics  *admin.Metrics
 	health   *health.Server
 	budget   *budget.Budget
@@ -68,9 +69,25 @@ type Server struct {
 	started  time.Time
 	stopping chan struct{} // closed when an operator drains
 	stopOnce sync.Once
+	// mostSessions is limits.server_sessions, which may be reloaded.
+	mostSessions atomic.Int64
+	watchers     context.Context // of streams that are not sessions
+	unwatch      context.CancelFunc
 
 	mu  sync.Mutex
 	ran bool
+}
+
+// storage is an engine, and what operators want to know of it and may do with it while it runs.
+type storage interface {
+	engine.Engine
+	// Opened returns a namespace's log if it is open, else nil.
+	Opened(namespace string) engine.Log
+	// Namespaces describes the namespaces whose logs are open, by name.
+	Namespaces() []engine.NamespaceState
+	Figures() engine.Figures
+	// Configure puts namespaces' limits in force as they are configured now.
+	Configure()
 }
 
 // New opens the data directory and the listeners; Run serves. Errors are one line that says what to do. Without Run, Close
@@ -81,6 +98,8 @@ func New(cfg Config) (*Server, error) {
 		return nil, err
 	}
 	s := &Server{cfg: cfg, listener: cfg.Listener, metrics: admin.NewMetrics(admin.Words{Kinds: grpcapi.Kinds(), Results: broker.Results, Durabilities: broker.Durabilities()}), health: health.NewServer(), started: time.Now(), stopping: make(chan struct{})}
+	s.watchers, s.unwatch = context.WithCancel(context.Background())
+	s.mostSessions.Store(int64(cfg.Limits.ServerSessions))
 	s.spaces.Store(newSpaces(&cfg))
 	if s.security, err = newSecurity(&cfg); err != nil {
 		return nil, err
@@ -98,10 +117,7 @@ func New(cfg Config) (*Server, error) {
 			return nil, errors.Join(err, s.listener.Close())
 		}
 	}
-	s.engine, err = pebbleengine.Open(pebbleengine.Options{
-		Dir: cfg.Data, Logger: cfg.Logger, MaxNamespaces: cfg.Limits.MaxNamespaces, Namespace: s.engineConfig,
-	})
-	if err != nil {
+	if s.engine, err = s.open(); err != nil {
 		s.closeListeners()
 		return nil, err
 	}
@@ -110,6 +126,13 @@ func New(cfg Config) (*Server, error) {
 		return nil, errors.Join(err, s.engine.Close())
 	}
 	return s, nil
+}
+
+// open opens the engine.
+func (s *Server) open() (storage, error) {
+	return pebbleengine.Open(pebbleengine.Options{
+		Dir: s.cfg.Data, Logger: s.cfg.Logger, MaxNamespaces: s.cfg.Limits.MaxNamespaces, Namespace: s.engineConfig,
+	})
 }
 
 func listen(address, flag string) (net.Listener, error) {
@@ -170,8 +193,8 @@ func (s *Server) Close() error {
 	return errors.Join(s.engine.Close(), s.security.close())
 }
 
-// Run serves until ctx ends, then drains: health says NOT_SERVING, sessions are told to move and are ended, and what is still
-// there after Config.DrainTimeout is cut. It may be called once.
+// Run serves until ctx ends, then drains: health says NOT_SERVING, what Config.Announce has announced is withdrawn, sessions are told to
+// move and are ended, and what is still there after Config.DrainTimeout is cut. It may be called once.
 func (s *Server) Run(ctx context.Context) error {
 	s.mu.Lock()
 	ran := s.ran
@@ -204,7 +227,7 @@ func (s *Server) Run(ctx context.Context) error {
 	}
 	b := broker.New(s.engine, h, rules)
 	api := grpcapi.New(b, replayer, grpcapi.Config{
-		Heartbeat: heartbeat, Silence: silence, SendTimeout: s.cfg.SendTimeout, MaxAge: s.cfg.MaxStreamAge, Notice: s.cfg.DrainNotice, Endpoints: s.cfg.Endpoints, Logger: s.cfg.Logger, Budget: s.budget,
+		Heartbeat: heartbeat, Silence: silence, SendTimeout: s.cfg.SendTimeout, MaxAge: s.cfg.MaxStreamAge, Notice: s.cfg.DrainNotice, Endpoints: s.cfg.Endpoints, MaxStreams: s.cfg.Limits.MaxStreamsPerConnection, Logger: s.cfg.Logger, Budget: s.budget,
 		Meter: &s.meter,
 	})
 	s.api.Store(api)
@@ -218,6 +241,9 @@ func (s *Server) Run(ctx context.Context) error {
 	reflection.Register(g)
 	if s.cfg.Channelz {
 		channelz.RegisterChannelzServiceToServer(g)
+	}
+	if err := orca.Register(g, orca.ServiceOptions{ServerMetricsProvider: (*reporter)(s)}); err != nil {
+		panic(err) // there is a provider
 	}
 	s.setHealth(s.engine.Health())
 
@@ -237,12 +263,13 @@ func (s *Server) Run(ctx context.Context) error {
 		defer close(failed)
 		return g.Serve(s.listener)
 	})
+	withdraw := s.announce()
 	select {
 	case <-ctx.Done():
 	case <-s.stopping:
 	case <-failed:
 	}
-	s.drain(g, api)
+	s.drain(g, api, withdraw)
 	err = serving.Wait()
 	if errors.Is(err, grpc.ErrServerStopped) { // stopped before it began
 		err = nil
@@ -310,10 +337,15 @@ func (s *Server) published(result string, events int) {
 	}
 }
 
-// countStreams keeps the gauge of open streams; only services of our own can be in its label.
+// countStreams keeps the gauge of open streams; only services of our own can be in its label. The streams of others, which watch health or
+// load, do not end by themselves: they end when all sessions have gone.
 func (s *Server) countStreams(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
 	if _, ours := srv.(*grpcapi.Service); !ours {
-		return handler(srv, stream)
+		ctx, cancel := context.WithCancel(stream.Context())
+		defer cancel()
+		stop := context.AfterFunc(s.watchers, cancel)
+		defer stop()
+		return handler(srv, &watching{stream, ctx})
 	}
 	open := s.metrics.Connections.WithLabelValues(runnelv1.StreamService_ServiceDesc.ServiceName)
 	open.Inc()
@@ -373,11 +405,21 @@ func (s *Server) ready() error {
 	return nil
 }
 
-func (s *Server) drain(g *grpc.Server, api *grpcapi.Service) {
-	s.health.Shutdown()
+// announce lets others find the server, until withdraw is called.
+func (s *Server) announce() (withdraw func()) {
+	if s.cfg.Announce == nil {
+		return func() {}
+	}
+	return s.cfg.Announce(cmp.Or(s.cfg.Advertise, s.Addr().String()))
+}
+
+func (s *Server) drain(g *grpc.Server, api *grpcapi.Service, withdraw func()) {
 	ctx, cancel := context.WithTimeout(context.Background(), s.cfg.DrainTimeout)
 	defer cancel()
+	s.health.Shutdown()
+	withdraw() // now, or those who are told to move could be sent back here
 	api.Drain(ctx, s.cfg.DrainSpread)
+	s.unwatch()
 	// Streams that do not end by themselves would keep GracefulStop for ever.
 	force := context.AfterFunc(ctx, g.Stop)
 	defer force()

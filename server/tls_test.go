@@ -307,3 +307,27 @@ func TestRotation(t *testing.T) {
 	}
 	t.Logf("%d rotations, %d events", rotations, n)
 }
+
+// In a list each server shows the certificate of its own address, and one that shows another's is not spoken to.
+func TestTLSList(t *testing.T) {
+	t.Parallel()
+	authority := newCA(t)
+	cert, key := authority.server() // of 127.0.0.1
+	s := runneltest.StartServer(t, server.Config{TLS: server.TLS{Cert: cert, Key: key}})
+	roots := x509.NewCertPool()
+	roots.AddCert(authority.cert)
+	_, port, err := net.SplitHostPort(s.Addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for list, ok := range map[string]bool{s.Addr + ",127.0.0.1:1": true, "localhost:" + port + ",localhost:1": false} {
+		c, err := runnel.Dial(list, runnel.WithTransportCredentials(credentials.NewTLS(&tls.Config{RootCAs: roots})), runnel.WithConnectTimeout(time.Second))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := c.Publish(t.Context(), "a.b", nil); (err == nil) != ok {
+			t.Errorf("%s: %v", list, err)
+		}
+		c.Close()
+	}
+}

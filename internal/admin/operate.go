@@ -129,6 +129,19 @@ func (s *Service) TrimNamespace(ctx context.Context, r *runnelv1.TrimNamespaceRe
 	return &runnelv1.TrimNamespaceResponse{OldestOffset: oldest}, nil
 }
 
+// DeleteNamespace implements runnelv1.AdminServiceServer.
+func (s *Service) DeleteNamespace(ctx context.Context, r *runnelv1.DeleteNamespaceRequest) (*runnelv1.DeleteNamespaceResponse, error) {
+	by, err := s.cfg.Administrator(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.cfg.Server.Delete(ctx, r.GetNamespace()); err != nil {
+		return nil, err
+	}
+	s.cfg.Audit.Note(audit.Operated, slog.String("client", by), slog.String("act", "delete"), slog.String("namespace", r.GetNamespace()))
+	return &runnelv1.DeleteNamespaceResponse{}, nil
+}
+
 // Drain implements runnelv1.AdminServiceServer.
 func (s *Service) Drain(ctx context.Context, _ *runnelv1.DrainRequest) (*runnelv1.DrainResponse, error) {
 	by, err := s.cfg.Administrator(ctx)

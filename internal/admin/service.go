@@ -40,6 +40,8 @@ type Operator interface {
 	BusyTopics(ctx context.Context, p *topic.Pattern, order runnelv1.BusyTopicOrder, limit int) (list []*runnelv1.BusyTopic, matched int, err error)
 	// Trim removes a namespace's events up to an offset. Its error is a status.
 	Trim(ctx context.Context, namespace string, upTo uint64) (oldest uint64, err error)
+	// Delete removes a namespace for good. Its error is a status.
+	Delete(ctx context.Context, namespace string) error
 	Drain()
 	// Reload reads the configuration again; its error has a line for each problem.
 	Reload() (restart []string, err error)

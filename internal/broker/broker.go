@@ -5,6 +5,7 @@ package broker
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -183,7 +184,8 @@ func (b *Broker) appendRun(ctx context.Context, who *Caller, entries []engine.En
 		}
 		return !ordered
 	}
-	log, err := b.engine.Log(entries[0].Topic.Namespace())
+	namespace := entries[0].Topic.Namespace()
+	log, err := b.engine.Log(namespace)
 	if err != nil {
 		return fail(err)
 	}
@@ -204,6 +206,11 @@ func (b *Broker) appendRun(ctx context.Context, who *Caller, entries []engine.En
 	// The engine keeps the entries only until Append returns, unless ctx ends it.
 	began := time.Now()
 	results, err := log.Append(ctx, slices.Clone(entries), mode)
+	for errors.Is(err, engine.ErrDeleted) { // nothing was stored: it goes to the namespace's next log
+		if log, err = b.engine.Log(namespace); err == nil {
+			results, err = log.Append(ctx, slices.Clone(entries), mode)
+		}
+	}
 	if err != nil {
 		return fail(err)
 	}

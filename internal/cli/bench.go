@@ -84,7 +84,10 @@ func (flags *benchFlags) check(a *app, names []string, changed func(string) bool
 		return usagef("%d connections need more files than the %d this process may open; share them with --connections, or raise the limit with ulimit -n", flags.sockets(), files)
 	}
 	host, _, err := net.SplitHostPort(a.server)
-	if err == nil && !load.Loopback(host) && !flags.yes {
+	if err != nil || strings.ContainsAny(a.server, ",/") {
+		return usagef("bench loads one server, and --server is %s; write HOST:PORT", a.server)
+	}
+	if !load.Loopback(host) && !flags.yes {
 		return usagef("will not load %s, which is not on this machine's loopback: --yes allows it", a.server)
 	}
 	flags.Target, flags.Token = a.server, a.token

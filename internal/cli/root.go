@@ -26,11 +26,13 @@ type app struct {
 	token       string
 	compression string
 	tls         clientTLS
+	discovery   discovery
 	in          io.Reader
 	out         io.Writer
 	err         io.Writer
 	// understood says that the command line was correct and the command itself has begun.
 	understood bool
+	closing    []func() // called when the command has ended
 }
 
 // Main runs the command line and returns the exit code.
@@ -50,6 +52,9 @@ func (a *app) run(ctx context.Context, args []string) int {
 	root.SetOut(a.out)
 	root.SetErr(a.err)
 	err := root.ExecuteContext(ctx)
+	for _, done := range a.closing {
+		done()
+	}
 	switch {
 	case err == nil || errors.Is(err, syscall.EPIPE):
 		return 0
@@ -86,10 +91,11 @@ func (a *app) root() *cobra.Command {
 	if server == "" {
 		server = "127.0.0.1:50051"
 	}
-	root.PersistentFlags().StringVar(&a.server, "server", server, "address of the server (RUNNEL_SERVER)")
+	root.PersistentFlags().StringVar(&a.server, "server", server, "address of the server, several with commas between, dns:///HOST:PORT or etcd:///SERVICE (RUNNEL_SERVER)")
 	root.PersistentFlags().StringVar(&a.compression, "compression", "", "compress what goes over the wire: gzip or zstd (default not)")
 	root.PersistentFlags().StringVar(&a.token, "token", os.Getenv("RUNNEL_TOKEN"), "bearer token (RUNNEL_TOKEN)")
 	a.tls.flags(root.PersistentFlags())
+	a.discovery.flags(root.PersistentFlags())
 	root.PersistentFlags().Lookup("token").DefValue = "" // a help text must not show a secret
 	root.AddCommand(a.demo(), a.demoWorker(), a.serve(), a.pub(), a.sub(), a.history(), a.topics(), a.replay(), a.bench(), a.config(), a.tokenCommand(), a.admin(), a.top(), a.version())
 	root.InitDefaultCompletionCmd()
@@ -126,6 +132,11 @@ func (a *app) dial(opts ...runnel.Option) (*runnel.Client, error) {
 	if a.compression != "" {
 		opts = append(opts, runnel.WithCompression(a.compression))
 	}
+	found, err := a.discovered()
+	if err != nil {
+		return nil, err
+	}
+	opts = append(opts, found...)
 	secure, err := a.tls.option()
 	if err != nil {
 		return nil, err

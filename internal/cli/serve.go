@@ -52,6 +52,12 @@ func (a *app) serve() *cobra.Command {
 		hangups := make(chan os.Signal, 1)
 		signal.Notify(hangups, syscall.SIGHUP)
 		defer signal.Stop(hangups)
+		announce, done, err := announcer(c.Context(), conf.Etcd, cfg.Logger)
+		if err != nil {
+			return err
+		}
+		defer done()
+		cfg.Announce = announce
 		s, err := server.New(cfg)
 		if err != nil {
 			return err

@@ -35,8 +35,15 @@ type Config struct {
 	Server    server.Config // complete and checked; Logger is left to the caller
 	LogLevel  slog.Level
 	LogFormat string // text or json
+	Etcd      Etcd
 
 	sources map[string]string // by key: where the value comes from, if it is not the default
+}
+
+// Etcd is where the server lists itself, under the name of a service; nowhere if both are empty.
+type Etcd struct {
+	Endpoints []string
+	Service   string
 }
 
 // Logger returns a logger that writes to w in the form that is configured. Its level is given, since it may change.
@@ -145,7 +152,7 @@ func (l *loader) name(section, name string) {
 const prefix = "RUNNEL_"
 
 // notSettings are variables with that prefix that belong to the client commands.
-var notSettings = []string{"RUNNEL_SERVER", "RUNNEL_TOKEN"}
+var notSettings = []string{"RUNNEL_SERVER", "RUNNEL_TOKEN", "RUNNEL_ETCD"}
 
 // variable reads one environment variable. An empty one counts as not set.
 func (l *loader) variable(name, text string) {

@@ -68,7 +68,7 @@ func TestDefaults(t *testing.T) {
 
 // A field of server.Config that is added must get a key, or be named here.
 func TestEveryFieldHasAKey(t *testing.T) {
-	notKeys := []string{"TLS", "OTLP", "Issuers", "Roles", "Limits", "Defaults", "Namespaces", "Logger", "Listener", "Reread", "Text", "Version"}
+	notKeys := []string{"TLS", "OTLP", "Issuers", "Roles", "Limits", "Defaults", "Namespaces", "Logger", "Listener", "Reread", "Text", "Version", "Announce"}
 	var want []string
 	for f := range reflect.TypeFor[server.Config]().Fields() {
 		if !slices.Contains(notKeys, f.Name) {
@@ -89,7 +89,7 @@ func TestEveryFieldHasAKey(t *testing.T) {
 	}
 	var got []string
 	for _, key := range fixedKeys() {
-		if !strings.HasPrefix(key, "log_") { // these make the Logger
+		if !strings.HasPrefix(key, "log_") && !strings.HasPrefix(key, "discovery.") { // these make the Logger, and what it announces with
 			got = append(got, key)
 		}
 	}
@@ -161,7 +161,7 @@ RUNNEL_NAMESPACES__MAX_LAG: bad namespace "": it is empty`)
 func TestFileProblems(t *testing.T) {
 	const (
 		keys   = "history, max_age, max_bytes, max_events, max_lag, max_lag_age, overflow, policies, publish_bytes, publish_rate, subscriptions"
-		top    = "admin, audit, channelz, data, defaults, dev, drain_notice, drain_spread, drain_timeout, endpoints, insecure, issuers, limits, listen, log_format, log_level, max_stream_age, namespaces, otlp, roles, send_timeout, tls"
+		top    = "admin, advertise, audit, channelz, data, defaults, dev, discovery, drain_notice, drain_spread, drain_timeout, endpoints, insecure, issuers, limits, listen, log_format, log_level, max_stream_age, namespaces, otlp, roles, send_timeout, tls"
 		limits = "client_publish_bytes, client_publish_rate, client_sessions, client_subscriptions, max_connections, max_connections_per_address, max_headers_bytes, max_namespaces, max_payload_bytes, max_streams_per_connection, max_subscriptions, memory_bytes, server_publish_bytes, server_publish_rate, server_sessions, server_subscriptions, subject_publish_bytes, subject_publish_rate, subject_sessions, subject_subscriptions"
 	)
 	for _, c := range []struct{ name, file, want string }{
@@ -236,7 +236,7 @@ func same(t *testing.T, problems []Problem, want string) {
 func TestProblemsOfAllLayers(t *testing.T) {
 	path := write(t, "data: \"\"\nlog_level: loud\n")
 	_, problems := Load(path, flagSet(t, []string{"--data=x", "--log-level=warn", "--log-format=xml", "--config=r.yaml"}), []string{
-		"PATH=/bin", "RUNNEL_SERVER=x", "RUNNEL_TOKEN=x", "RUNNEL_SERVICE_HOST=10.0.0.1", "RUNNEL_PORT=tcp://10.0.0.1:1", "RUNNEL_PORT_50051_TCP=x",
+		"PATH=/bin", "RUNNEL_SERVER=x", "RUNNEL_TOKEN=x", "RUNNEL_ETCD=x", "RUNNEL_SERVICE_HOST=10.0.0.1", "RUNNEL_PORT=tcp://10.0.0.1:1", "RUNNEL_PORT_50051_TCP=x",
 		"RUNNEL_ADMIN=", "RUNNEL_LIMITS_MAX_SUBSCRIPTIONS=many", "RUNNEL_LISTN=x", "RUNNEL_NAMESPACES_A_COLOUR=red", "RUNNEL_NAMESPACES_A.B_MAX_AGE=1d",
 	})
 	const none = `there is no such setting; see "runnel config show": limits.max_namespaces there, for one, is RUNNEL_LIMITS_MAX_NAMESPACES`
@@ -294,7 +294,7 @@ func TestTemplate(t *testing.T) {
 		if section == "otlp" {
 			known = name != "endpoint"
 		}
-		if commented && known && name != "endpoints" && !strings.Contains(name, " ") {
+		if commented && known && !slices.Contains([]string{"endpoints", "advertise", "discovery", "etcd", "service"}, name) && !strings.Contains(name, " ") {
 			line = strings.Replace(line, "# ", "", 1)
 		}
 		all = append(all, line)

@@ -52,7 +52,11 @@ func (l *loader) syntax(err error) {
 
 // isSection reports whether a key holds keys rather than a value.
 func isSection(key string) bool {
-	return key == "limits" || key == "defaults" || key == "tls" || key == "otlp" || familyOf(key) != nil
+	switch key {
+	case "limits", "defaults", "tls", "otlp", "discovery", "discovery.etcd":
+		return true
+	}
+	return familyOf(key) != nil
 }
 
 // section reads the keys below at.

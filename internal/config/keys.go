@@ -51,6 +51,8 @@ var options = []option[Config]{
 		func(c *Config) value { return span{&c.Server.MaxStreamAge, true} }},
 	{"endpoints", "",
 		func(c *Config) value { return texts{&c.Server.Endpoints} }},
+	{"advertise", "",
+		func(c *Config) value { return address{&c.Server.Advertise, false} }},
 	{"send_timeout", "30s",
 		func(c *Config) value { return span{&c.Server.SendTimeout, false} }},
 	{"audit", "auto",
@@ -73,6 +75,10 @@ var options = []option[Config]{
 		func(c *Config) value { return boolean{&c.Server.OTLP.Insecure} }},
 	{"otlp.every", "1m",
 		func(c *Config) value { return span{&c.Server.OTLP.Every, false} }},
+	{"discovery.etcd.endpoints", "",
+		func(c *Config) value { return texts{&c.Etcd.Endpoints} }},
+	{"discovery.etcd.service", "",
+		func(c *Config) value { return text{&c.Etcd.Service} }},
 	{"limits.max_payload_bytes", "1MiB",
 		func(c *Config) value { return size[int]{&c.Server.Limits.MaxPayloadBytes, 1, 1 << 30} }},
 	{"limits.max_headers_bytes", "16KiB",
@@ -206,9 +212,10 @@ var flagHelp = map[string]string{
 	"drain_timeout":  "longest time a stop may take",
 	"audit":          "where the audit log goes: auto, log, off or a file",
 	"drain_spread":   "sessions are told to move over this time",
-	"drain_notice":   "sessions that are told to move go on so long; 0s: 2s where there are endpoints or a max_stream_age",
+	"drain_notice":   "sessions that are told to move go on so long; 0s: 2s where there are endpoints, discovery or a max_stream_age",
 	"max_stream_age": "sessions that are older end, give or take a quarter, and clients come back; 0s: never",
 	"endpoints":      "addresses that clients are told to go to, separated by commas",
+	"advertise":      "address that others reach this server at; default that of --listen",
 	"send_timeout":   "a client that takes nothing for this long is cut",
 }
 
@@ -380,6 +387,7 @@ func (l *loader) cross(c *Config) {
 			l.problem(l.places["roles."+name], "roles.%s: %v", name, err)
 		}
 	}
+	l.crossDiscovery(c)
 	l.crossNamespace("defaults", c.Server.Defaults)
 	for _, name := range slices.Sorted(maps.Keys(c.Server.Namespaces)) {
 		n := c.Server.Namespaces[name]

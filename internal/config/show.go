@@ -24,15 +24,15 @@ func (c *Config) Show(w io.Writer) error {
 		if o.def == "" && c.sources[o.key] == "" {
 			continue // left out
 		}
-		name := o.key
-		if at, rest, ok := strings.Cut(o.key, "."); ok {
-			if at != section {
+		parts := strings.Split(o.key, ".")
+		last := len(parts) - 1
+		for i := range last {
+			if at := strings.Join(parts[:i+1], "."); section != at && !strings.HasPrefix(section, at+".") {
 				section = at
-				fmt.Fprintf(&b, "%s:\n", section)
+				fmt.Fprintf(&b, "%s%s:\n", strings.Repeat("  ", i), parts[i])
 			}
-			name = "  " + rest
 		}
-		row(&b, name, o.at(c), cmp.Or(c.sources[o.key], "default"))
+		row(&b, strings.Repeat("  ", last)+parts[last], o.at(c), cmp.Or(c.sources[o.key], "default"))
 	}
 	b.WriteString("defaults:\n")
 	for _, o := range namespaceOptions {

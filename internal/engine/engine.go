@@ -9,6 +9,8 @@
 //     (PositionGoneError), or is listed in Damaged.
 //   - An append whose outcome is unknown fails with ErrStorageFailed and may or may not show up later; the same event id
 //     sent again is stored once either way.
+//   - A namespace that was deleted begins anew with its next use: from offset 1, in an epoch that never was, remembering nothing. Its old Log
+//     is over: State says what was, everything else fails with ErrDeleted, and an append that fails so is stored nowhere.
 //
 // All methods of Engine, Log and their implementations are safe for concurrent use unless said otherwise.
 package engine
@@ -25,6 +27,10 @@ import (
 type Engine interface {
 	// Log opens a namespace's log, creating it if it is configured and new. ErrUnknownNamespace if it is not configured.
 	Log(namespace string) (Log, error)
+	// Delete removes a namespace for good: events, topics, event ids and epochs, whether its log is open or not, and whether it is still
+	// configured or not. It is done when that outlives what the namespace's events outlive; what a crash before that leaves is all or nothing.
+	// After ErrStorageFailed it is one or the other. ErrUnknownNamespace if the log is not open and nothing of it is stored.
+	Delete(ctx context.Context, namespace string) error
 	// Health is nil while the engine can write.
 	Health() error
 	// Close ends every Tail, fails later calls with ErrClosed, and waits until nothing is running.
@@ -196,7 +202,7 @@ type Log interface {
 type Tail interface {
 	// Next waits for events and returns some, in order, without a hole; through is the offset up to which the tail has now
 	// seen everything (it may move without events). ErrEpochChanged (as *EpochChangedError) when the log was reopened and
-	// the tail's past may be gone: the tail is then over. ErrClosed after Close. Damaged as in Page.
+	// the tail's past may be gone, ErrDeleted when it was deleted: the tail is then over. ErrClosed after Close. Damaged as in Page.
 	Next(ctx context.Context) (page Page, err error)
 	Close()
 }

@@ -9,6 +9,8 @@ import (
 var (
 	ErrUnknownNamespace = errors.New("namespace is not configured")
 	ErrClosed           = errors.New("engine is closed")
+	// ErrDeleted: the namespace was deleted. Engine.Log has its new log, if there is to be one.
+	ErrDeleted = errors.New("the namespace was deleted")
 	// ErrSkipped: an earlier entry of the same ordered Append failed.
 	ErrSkipped = errors.New("an earlier event of the stream failed")
 	// ErrStorageFull: there is no room for the event; nothing was stored. It is worth trying again later.
@@ -41,11 +43,14 @@ func (e *PositionGoneError) Error() string {
 
 // EpochChangedError says that the log does not contain a position.
 type EpochChangedError struct {
-	Epoch string // the current epoch
+	Epoch string // the current epoch; empty if the log was deleted
 	Head  uint64
 }
 
 func (e *EpochChangedError) Error() string {
+	if e.Epoch == "" {
+		return "the log does not contain this position; its namespace was deleted"
+	}
 	return fmt.Sprintf("the log does not contain this position; it is in epoch %s at offset %d", e.Epoch, e.Head)
 }
 

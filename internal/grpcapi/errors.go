@@ -58,6 +58,7 @@ var table = []row{
 	{is(engine.ErrUnavailable), codes.Unavailable, "STORAGE_UNAVAILABLE", time.Second},
 	{is(engine.ErrCorrupt), codes.DataLoss, "DATA_DAMAGED", 0},
 	{is(engine.ErrClosed), codes.Unavailable, "DRAINING", time.Second},
+	{is(engine.ErrDeleted), codes.Unavailable, "NAMESPACE_DELETED", 100 * time.Millisecond},
 	{is(engine.ErrSkipped), codes.Aborted, "SKIPPED", 0},
 	{as[*session.SlowConsumerError], codes.ResourceExhausted, "SLOW_CONSUMER", 0},
 	{is(budget.ErrExhausted), codes.ResourceExhausted, "MEMORY_EXHAUSTED", time.Second},
@@ -149,6 +150,9 @@ func facts(err error) map[string]string {
 	case errors.As(err, &gone):
 		return map[string]string{"oldest": number(gone.Oldest), "newest": number(gone.Newest)}
 	case errors.As(err, &changed):
+		if changed.Epoch == "" { // deleted: there is no epoch
+			return nil
+		}
 		return map[string]string{"epoch": changed.Epoch, "head": number(changed.Head)}
 	case errors.As(err, &large):
 		return map[string]string{"limit": strconv.Itoa(large.Limit)}

@@ -13,6 +13,7 @@ import (
 	"sync"
 	"time"
 
+	spb "google.golang.org/genproto/googleapis/rpc/status"
 	"google.golang.org/grpc/status"
 
 	runnelv1 "github.com/runnelhq/runnel/api/runnel/v1"
@@ -29,6 +30,7 @@ type Config struct {
 	MaxAge      time.Duration // of a session, give or take a quarter; 0: no limit
 	Notice      time.Duration // how long a session goes on that was told to move; 0: it ends at once
 	Endpoints   []string      // where clients may go
+	MaxStreams  int           // of a connection
 	Logger      *slog.Logger
 	Budget      *budget.Budget // what is held for clients counts against it
 	Meter       *session.Meter
@@ -130,6 +132,7 @@ func (s *Service) open(interactive bool, wake func()) (*session.Session, error) 
 	cfg := session.Config{
 		MaxSubscriptions: int(s.broker.Limits().GetMaxSubscriptions()), Heartbeat: s.cfg.Heartbeat, SendTimeout: s.cfg.SendTimeout, Replayer: s.replayer,
 		Budget: s.cfg.Budget, Meter: s.cfg.Meter, Wake: wake,
+		Status: func(err error) *spb.Status { return statusOf(err).Proto() },
 	}
 	if interactive {
 		cfg.Silence = s.cfg.Silence

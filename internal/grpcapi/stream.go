@@ -65,6 +65,7 @@ func (s *Service) begin(g grpc.ServerStream, interactive bool) (*stream, error) 
 		st.conn.streams.Add(1)
 	}
 	limits := s.broker.Limits()
+	limits.MaxStreams = uint32(s.cfg.MaxStreams)
 	limits.SilenceS = uint32(s.cfg.Silence / time.Second)
 	one.Control(&runnelv1.Control{Control: &runnelv1.Control_Welcome{Welcome: &runnelv1.Welcome{
 		SessionId: st.id, ClientId: by.client, HeartbeatS: uint32(s.cfg.Heartbeat / time.Second), Limits: limits, Endpoints: s.cfg.Endpoints,

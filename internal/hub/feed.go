@@ -131,7 +131,7 @@ func (f *Feed) leaveLocked(c *Cursor) {
 func (c *Cursor) Move(next uint64) { c.next = next }
 
 // Take cuts the next elements from the cursor on and adds them to r. If it takes all there are, w is armed. An error means that the feed
-// is over: its log was reopened or closed.
+// is over: its log was reopened or closed, or engine.ErrDeleted.
 func (f *Feed) Take(c *Cursor, lim Limits, w *Waiter, r *Run) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()

@@ -98,7 +98,8 @@ func (h *Hub) namespace(name string) (*namespace, error) {
 	if h.ctx.Err() != nil {
 		return nil, engine.ErrClosed
 	}
-	if ns := h.namespaces[name]; ns != nil {
+	// The follower of a log that was deleted ends soon. Whoever comes from now on is to follow the next one.
+	if ns := h.namespaces[name]; ns != nil && !errors.Is(ns.log.Check(engine.Position{}), engine.ErrDeleted) {
 		return ns, nil
 	}
 	log, err := h.engine.Log(name)

@@ -114,6 +114,11 @@ func (l *log) Append(ctx context.Context, entries []engine.Entry, mode engine.Ap
 	if len(entries) == 0 {
 		return nil, nil
 	}
+	l.gate.RLock()
+	defer l.gate.RUnlock()
+	if err := l.readable(); err != nil {
+		return nil, err
+	}
 	if !l.e.write.up() {
 		return nil, fmt.Errorf("%w: %w", engine.ErrUnavailable, errAway)
 	}

@@ -83,6 +83,7 @@ type Engine struct {
 	done     chan struct{}    // closed when Close is through
 	troubles map[string]error // by namespace: its stream's leader did not answer when last asked
 	opens    map[string]*opening
+	deletes  map[string]chan struct{} // closed when the deletion is over
 }
 
 // opening is a log that is open or about to be.
@@ -112,7 +113,7 @@ func Open(o Options) (*Engine, error) {
 		return nil, errors.New("no NATS server is named")
 	}
 	e := &Engine{
-		o: o, nonce: newEpoch(), opens: map[string]*opening{}, troubles: map[string]error{}, done: make(chan struct{}),
+		o: o, nonce: newEpoch(), opens: map[string]*opening{}, deletes: map[string]chan struct{}{}, troubles: map[string]error{}, done: make(chan struct{}),
 		window: semaphore.NewWeighted(appendWindow), reading: semaphore.NewWeighted(readers * readsAtOnce),
 	}
 	if err := e.connect(); err != nil {
@@ -223,6 +224,12 @@ func (e *Engine) Log(namespace string) (engine.Log, error) {
 func (e *Engine) opening(namespace string) (o *opening, first bool, err error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	for e.deletes[namespace] != nil {
+		over := e.deletes[namespace]
+		e.mu.Unlock()
+		<-over
+		e.mu.Lock()
+	}
 	if e.closed {
 		return nil, false, engine.ErrClosed
 	}

@@ -53,7 +53,7 @@ func first(h nats.Header, key string) string {
 
 // follow feeds the log from its stream until the engine is closed.
 func (l *log) follow() {
-	ctx := l.e.ctx
+	ctx := l.ctx
 	for failures := 0; ctx.Err() == nil; failures++ {
 		before := l.State().Head
 		err := l.followOnce(ctx)
@@ -76,8 +76,11 @@ var errGap = errors.New("a message is missing")
 // followOnce makes a consumer from behind head on and takes in what it brings, until something is wrong with it.
 func (l *log) followOnce(ctx context.Context) error {
 	i, err := l.e.info(ctx, l.stream, nil)
-	if isCode(err, codeStreamNotFound) { // somebody deleted it
-		i, err = l.e.stream(ctx, l.name, l.cfg)
+	if isCode(err, codeStreamNotFound) {
+		if l.isGoing() {
+			return errSilent
+		}
+		i, err = l.e.stream(ctx, l.name, *l.cfg.Load()) // somebody else deleted it, and it begins anew
 	}
 	if err != nil {
 		return err
@@ -232,7 +235,7 @@ func (l *log) apply(list []stored, epoch string) bool {
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.epoch != epoch {
+	if l.epoch != epoch || l.lost != nil {
 		return false
 	}
 	if len(list) == 0 {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/runnelhq/runnel/internal/engine"
@@ -16,12 +17,20 @@ type log struct {
 	name   string
 	stream string
 	kept   bool // it has a stream
-	cfg    engine.Config
+	cfg    atomic.Pointer[engine.Config]
+	ctx    context.Context // of everything in the background, until the log is deleted
+	stop   context.CancelFunc
 	taken  chan struct{} // receives when a tail has moved or closed; for logs without history
 	ids    *ids          // of a log without history
 
+	// gate is held for reading by appends: only a deletion closes it.
+	gate sync.RWMutex
+
 	mu     sync.Mutex
+	lost   error // why the log cannot be used any more: it was deleted
+	going  bool  // it is being deleted
 	epoch  string
+	bytes  uint64 // of retained events, when the stream was last looked at
 	head   uint64
 	time   int64  // of the event at head, or of one before it
 	oldest uint64 // may be above head+1: then the node is yet to see what is gone already
@@ -38,9 +47,11 @@ var _ engine.Log = (*log)(nil)
 // openLog opens a namespace's log, making its stream if it is new, and begins to follow it.
 func (e *Engine) openLog(name string, cfg engine.Config) (*log, error) {
 	l := &log{
-		e: e, name: name, kept: cfg.History != engine.HistoryNone, cfg: cfg, oldest: 1,
+		e: e, name: name, kept: cfg.History != engine.HistoryNone, oldest: 1,
 		taken: make(chan struct{}, 1), tails: map[*tail]struct{}{}, moved: make(chan struct{}), sent: map[string]*sending{},
 	}
+	l.cfg.Store(&cfg)
+	l.ctx, l.stop = context.WithCancel(e.ctx)
 	if !l.kept {
 		l.epoch, l.ids = newEpoch(), newIDs(cfg)
 		return l, l.open()
@@ -61,6 +72,9 @@ func (e *Engine) openLog(name string, cfg engine.Config) (*log, error) {
 func (l *log) begin(i *streamInfo) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if l.lost != nil {
+		return
+	}
 	l.epoch, l.head, l.oldest, l.time = i.Config.Metadata[metaEpoch], i.State.Last, i.State.oldest(), 0
 	l.limit = uint64(max(i.Config.MaxMsgs, 0))
 	l.ring, l.short = ring{}, time.Time{}
@@ -79,7 +93,7 @@ func (l *log) State() engine.State {
 
 func (l *log) stateLocked() engine.State {
 	return engine.State{
-		Epoch: l.epoch, Oldest: min(l.oldest, l.head+1), Head: l.head, Durability: l.e.o.durability(l.cfg.History), History: l.kept,
+		Epoch: l.epoch, Oldest: min(l.oldest, l.head+1), Head: l.head, Durability: l.e.o.durability(l.cfg.Load().History), History: l.kept,
 	}
 }
 
@@ -112,6 +126,9 @@ func (l *log) Check(p engine.Position) error {
 func (l *log) check(p engine.Position) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if l.lost != nil {
+		return l.lost
+	}
 	changed := &engine.EpochChangedError{Epoch: l.epoch, Head: l.head}
 	if !l.kept { // offsets mean nothing outside the process
 		changed.Head = 0
@@ -133,10 +150,13 @@ func (l *log) check(p engine.Position) error {
 func (l *log) await(ctx context.Context, offset uint64) error {
 	for {
 		l.mu.Lock()
-		there, moved := l.head >= offset, l.moved
+		there, moved, lost := l.head >= offset, l.moved, l.lost
 		l.mu.Unlock()
-		if there {
+		switch {
+		case there:
 			return nil
+		case lost != nil:
+			return lost
 		}
 		select {
 		case <-moved:
@@ -160,6 +180,11 @@ func (l *log) learn(i *streamInfo) {
 		return
 	}
 	l.mu.Lock()
+	if l.lost != nil {
+		l.mu.Unlock()
+		return
+	}
+	l.bytes = i.State.Bytes
 	l.limit = uint64(max(i.Config.MaxMsgs, 0))
 	l.forgetLocked(i.State.oldest())
 	lost := false
@@ -210,12 +235,15 @@ func (l *log) watch() {
 	for {
 		select {
 		case <-tick.C:
-		case <-l.e.ctx.Done():
+		case <-l.ctx.Done():
 			return
 		}
-		i, err := l.e.info(l.e.ctx, l.stream, nil)
-		if l.e.ctx.Err() != nil {
+		i, err := l.e.info(l.ctx, l.stream, nil)
+		if l.ctx.Err() != nil {
 			return
+		}
+		if l.isGoing() {
+			continue
 		}
 		l.e.setTrouble(l.name, err)
 		if err == nil {
@@ -253,6 +281,8 @@ func (l *log) readError(ctx context.Context, err error) error {
 	switch {
 	case l.e.ctx.Err() != nil:
 		return engine.ErrClosed
+	case l.readable() != nil, l.isGoing() && (isCode(err, codeStreamNotFound) || errors.Is(err, errNoResponders)):
+		return engine.ErrDeleted
 	case ctx.Err() != nil:
 		return ctx.Err()
 	default:
@@ -271,7 +301,7 @@ func (l *log) view(ctx context.Context) (engine.State, error) {
 	if err := ctx.Err(); err != nil {
 		return engine.State{}, err
 	}
-	return l.State(), nil
+	return l.State(), l.readable()
 }
 
 // gone is the error for a read that begins below the oldest event.

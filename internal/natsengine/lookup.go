@@ -112,7 +112,7 @@ func (l *log) lastAt(ctx context.Context, n topic.Name, upTo uint64) (offset uin
 
 // findID looks for an event that was stored under an entry's id, as long as ids are remembered.
 func (l *log) findID(ctx context.Context, en *engine.Entry) (engine.Result, bool, error) {
-	window := l.e.o.settings(l.name, l.cfg).Duplicates
+	window := l.e.o.settings(l.name, *l.cfg.Load()).Duplicates
 	start := time.Now().Add(-window)
 	id := hashID(en.Topic, en.ID)
 	r := getRequest{Start: &start, Next: l.e.o.subject(en.Topic.String()), Batch: getEvents, MaxBytes: getBytes}

@@ -32,7 +32,7 @@ func (l *log) open() error {
 		for {
 			l.pass(p)
 			for n := 0; ; n++ {
-				if pause(l.e.ctx, n) != nil {
+				if pause(l.ctx, n) != nil {
 					return
 				}
 				var err error
@@ -81,7 +81,7 @@ func (l *log) listen() (*passing, error) {
 // probe waits until what is appended here comes back: the server of one connection hears of the subscriptions of another after a
 // while. What comes before that was published before the log was followed.
 func (l *log) probe(p *passing) error {
-	ctx, cancel := context.WithTimeout(l.e.ctx, apiWait)
+	ctx, cancel := context.WithTimeout(l.ctx, apiWait)
 	defer cancel()
 	name := newEpoch()
 	tick := time.NewTicker(10 * time.Millisecond)
@@ -122,7 +122,7 @@ func (l *log) pass(p *passing) {
 			return
 		case <-p.also:
 			return
-		case <-l.e.ctx.Done():
+		case <-l.ctx.Done():
 			return
 		}
 	}
@@ -140,6 +140,9 @@ func (l *log) take(m *nats.Msg, last *topic.Name) {
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if l.lost != nil {
+		return
+	}
 	l.head++
 	l.time = max(l.time, sent)
 	l.oldest = l.head + 1
@@ -157,6 +160,9 @@ func (l *log) take(m *nats.Msg, last *topic.Name) {
 func (l *log) anew() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if l.lost != nil {
+		return
+	}
 	l.epoch, l.ring = newEpoch(), ring{}
 	l.announceLocked()
 }

@@ -164,7 +164,7 @@ func (l *log) readStream(ctx context.Context, p *page) error {
 
 // frontier is 0 where nothing is ever removed by itself.
 func (l *log) frontier() uint64 {
-	if l.cfg.MaxAge == 0 && l.cfg.MaxBytes == 0 && l.cfg.MaxEvents == 0 {
+	if cfg := l.cfg.Load(); cfg.MaxAge == 0 && cfg.MaxBytes == 0 && cfg.MaxEvents == 0 {
 		return 0
 	}
 	return frontier

@@ -113,6 +113,9 @@ func (l *log) Tail(after uint64) (engine.Tail, error) {
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if l.lost != nil {
+		return nil, l.lost
+	}
 	t := &tail{l: l, epoch: l.epoch, closed: make(chan struct{}), next: after + 1}
 	if !l.kept {
 		t.next = l.head + 1
@@ -181,6 +184,9 @@ func (t *tail) take() (page engine.Page, from uint64, wait <-chan struct{}, err 
 func (t *tail) overLocked() error {
 	if _, open := t.l.tails[t]; !open || t.l.e.ctx.Err() != nil {
 		return engine.ErrClosed
+	}
+	if t.l.lost != nil {
+		return t.l.lost
 	}
 	if now := t.l.epoch; now != t.epoch {
 		return &engine.EpochChangedError{Epoch: now, Head: t.l.head}
@@ -264,7 +270,7 @@ func (l *log) awaitTails() {
 	for !l.hasRoom() {
 		select {
 		case <-l.taken:
-		case <-l.e.ctx.Done():
+		case <-l.ctx.Done():
 			return
 		}
 	}

@@ -64,6 +64,8 @@ type Engine struct {
 	memory *memoryStore
 	opens  map[string]*opening
 	logs   []*log // those that are open
+	// deletes are the namespaces that are being deleted; closed when that is over.
+	deletes map[string]chan struct{}
 }
 
 // memoryStore is opened with the first namespace kept in memory.
@@ -97,7 +99,7 @@ func Open(o Options) (*Engine, error) {
 	if err != nil {
 		return nil, err
 	}
-	e := &Engine{o: o, lock: lock, space: newSpace(o.FS, o.Dir, o.Logger), memory: &memoryStore{}, opens: map[string]*opening{}}
+	e := &Engine{o: o, lock: lock, space: newSpace(o.FS, o.Dir, o.Logger), memory: &memoryStore{}, opens: map[string]*opening{}, deletes: map[string]chan struct{}{}}
 	fs := vfs.OnDiskFull(o.FS, e.space.dropBallast)
 	e.disk = newStore(o.FS.PathJoin(o.Dir, storeName), fs, e.space.table, diskCache, false, o.Logger)
 	if err := e.openDisk(); err != nil {
@@ -146,15 +148,39 @@ func (e *Engine) Log(namespace string) (engine.Log, error) {
 	return o.log, nil
 }
 
+// Opened returns a namespace's log if it is open, else nil.
+func (e *Engine) Opened(namespace string) engine.Log {
+	e.mu.Lock()
+	o := e.opens[namespace]
+	e.mu.Unlock()
+	if o == nil {
+		return nil
+	}
+	<-o.done
+	if o.log == nil {
+		return nil
+	}
+	return o.log
+}
+
 // opening finds or makes the place of a namespace's log; whoever makes it must open it.
 func (e *Engine) opening(namespace string) (o *opening, first bool, err error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if e.closed {
-		return nil, false, engine.ErrClosed
-	}
-	if o := e.opens[namespace]; o != nil {
-		return o, false, nil
+	for {
+		if e.closed {
+			return nil, false, engine.ErrClosed
+		}
+		if o := e.opens[namespace]; o != nil {
+			return o, false, nil
+		}
+		deleted := e.deletes[namespace]
+		if deleted == nil {
+			break
+		}
+		e.mu.Unlock()
+		<-deleted
+		e.mu.Lock()
 	}
 	if len(e.opens) >= e.o.MaxNamespaces {
 		return nil, false, engine.ErrTooManyNamespaces

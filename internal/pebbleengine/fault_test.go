@@ -138,9 +138,47 @@ func TestFailureDuringRotation(t *testing.T) {
 	t.Run("create", func(t *testing.T) {
 		testRotation(t, engine.HistoryDisk, errorfs.OpCreate, errorfs.OpReuseForWrite)
 	})
+	t.Run("reuse", func(t *testing.T) { // of a log file whose events are in tables
+		f := newFaults(vfs.NewMem())
+		e := open(t, f, "data", window(engine.HistoryDisk))
+		l := logOf(t, e, "a")
+		for range 3 {
+			add(t, l, entry(t, "a.b", "", "x"))
+			<-flush(t, e)
+		}
+		tail, err := l.Tail(l.State().Head)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer tail.Close()
+		was := l.State().Epoch
+		f.set(".log", errorfs.OpReuseForWrite)
+		flush(t, e)
+		<-e.disk.failed()
+		f.set("")
+		reopened(t, tail, was)
+		if got := readAll(t, l, pattern(t, "a.>"), 0, 0); len(got) != 3 {
+			t.Errorf("%d events are left, want 3", len(got))
+		}
+	})
 	t.Run("last sync", func(t *testing.T) { // under history os the only one
 		testRotation(t, engine.HistoryOS, errorfs.OpFileSync, errorfs.OpFileSyncData)
 	})
+}
+
+// flush begins to move what the log file holds into tables, and goes on in another log file.
+func flush(t *testing.T, e *Engine) <-chan struct{} {
+	t.Helper()
+	db, err := e.disk.acquire()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer e.disk.release()
+	done, err := db.AsyncFlush()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return done
 }
 
 func testRotation(t *testing.T, h engine.History, kinds ...errorfs.OpKind) {
@@ -200,15 +238,7 @@ func TestFailingManifest(t *testing.T) {
 		return nil
 	}
 	f.fail.Store(&fail)
-	db, err := e.disk.acquire()
-	if err != nil {
-		t.Fatal(err)
-	}
-	done, err := db.AsyncFlush()
-	if err != nil {
-		t.Fatal(err)
-	}
-	e.disk.release()
+	done := flush(t, e)
 	<-e.disk.failed()
 	<-done
 	if _, err := l.Append(t.Context(), []engine.Entry{entry(t, "a.b", "", "")}, engine.AppendEach); !errors.Is(err, engine.ErrStorageFailed) {

@@ -199,6 +199,19 @@ func (f *guarded) SyncTo(length int64) (full bool, err error) {
 	return full, err
 }
 
+// Stat is what Pebble asks of a log file that it uses again.
+func (f *guarded) Stat() (vfs.FileInfo, error) {
+	var info vfs.FileInfo
+	err := f.g.do(func() (err error) {
+		info, err = f.File.Stat()
+		return err
+	})
+	if err == nil && info == nil {
+		info = nothing{}
+	}
+	return info, err
+}
+
 func (f *guarded) Close() error {
 	if f.skipped.Load() {
 		if err := f.g.do(f.File.SyncData); err != nil {
@@ -221,9 +234,20 @@ func (nowhere) ReadAt([]byte, int64) (int, error)      { return 0, io.EOF }
 func (nowhere) Write(p []byte) (int, error)            { return len(p), nil }
 func (nowhere) WriteAt(p []byte, _ int64) (int, error) { return len(p), nil }
 func (nowhere) Preallocate(_, _ int64) error           { return nil }
-func (nowhere) Stat() (vfs.FileInfo, error)            { return nil, os.ErrNotExist }
+func (nowhere) Stat() (vfs.FileInfo, error)            { return nothing{}, nil }
 func (nowhere) Sync() error                            { return nil }
 func (nowhere) SyncTo(int64) (bool, error)             { return false, nil }
 func (nowhere) SyncData() error                        { return nil }
 func (nowhere) Prefetch(_, _ int64) error              { return nil }
 func (nowhere) Fd() uintptr                            { return vfs.InvalidFd }
+
+// nothing describes an empty file.
+type nothing struct{}
+
+func (nothing) Name() string           { return "" }
+func (nothing) Size() int64            { return 0 }
+func (nothing) Mode() os.FileMode      { return 0 }
+func (nothing) ModTime() time.Time     { return time.Time{} }
+func (nothing) IsDir() bool            { return false }
+func (nothing) Sys() any               { return nil }
+func (nothing) DeviceID() vfs.DeviceID { return vfs.DeviceID{} }

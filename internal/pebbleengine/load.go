@@ -100,7 +100,7 @@ func (l *log) load(db *pebble.DB) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.epochs, l.head, l.oldest = epochs, last.offset, t.oldest
-	l.ring = ring{}
+	l.ring, l.lost = ring{}, nil
 	l.announceLocked()
 	return nil
 }

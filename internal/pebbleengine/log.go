@@ -2,6 +2,7 @@ package pebbleengine
 
 import (
 	"context"
+	"errors"
 	"math/rand/v2"
 	"sync"
 	"sync/atomic"
@@ -18,14 +19,18 @@ const (
 // log is the log of one namespace.
 type log struct {
 	// Fixed after openLog.
-	e       *Engine
-	name    string
-	id      uint32
-	history engine.History
-	st      *store // nil: nothing is kept
-	queue   chan *request
-	trims   chan *trimming
-	stopped chan struct{} // closed when the committer has ended
+	e         *Engine
+	name      string
+	id        uint32
+	history   engine.History
+	st        *store // nil: nothing is kept
+	queue     chan *request
+	trims     chan *trimming
+	deletions chan *deletion
+	stopped   chan struct{} // closed when the committer has ended
+
+	// gate is held for reading by whoever reads the store, through I/O, and before st is acquired: only a deletion closes it.
+	gate sync.RWMutex
 
 	// Owned by the committer, which has acquired st; by load while nobody has.
 	next     uint64 // offset of the next event
@@ -45,7 +50,9 @@ type log struct {
 	oldest uint64
 	ring   ring
 	tails  map[*tail]struct{}
-	moved  chan struct{} // closed and replaced when head or epochs change
+	moved  chan struct{} // closed and replaced when head, epochs or lost change
+	// lost is why nothing can be read any more: ErrDeleted, or that a deletion failed, until the log is loaded anew.
+	lost error
 }
 
 var _ engine.Log = (*log)(nil)
@@ -53,7 +60,7 @@ var _ engine.Log = (*log)(nil)
 func newLog(e *Engine, name string, cfg engine.Config) *log {
 	l := &log{
 		e: e, name: name, history: cfg.History, configured: make(chan struct{}, 1),
-		queue: make(chan *request, 256), trims: make(chan *trimming), stopped: make(chan struct{}),
+		queue: make(chan *request, 256), trims: make(chan *trimming), deletions: make(chan *deletion), stopped: make(chan struct{}),
 		next: 1, oldest: 1, ids: newDedup(cfg), tails: map[*tail]struct{}{},
 		moved: make(chan struct{}), taken: make(chan struct{}, 1),
 	}
@@ -92,6 +99,9 @@ func (l *log) epochLocked() string { return l.epochs[len(l.epochs)-1].id }
 func (l *log) Check(p engine.Position) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if l.lost != nil {
+		return l.lost
+	}
 	changed := &engine.EpochChangedError{Epoch: l.epochLocked(), Head: l.head}
 	if l.st == nil { // offsets mean nothing outside the process
 		changed.Head = 0
@@ -137,7 +147,7 @@ func (l *log) Append(ctx context.Context, entries []engine.Entry, mode engine.Ap
 	select {
 	case l.queue <- r:
 	case <-l.stopped:
-		return nil, engine.ErrClosed
+		return nil, l.ended()
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}
@@ -154,7 +164,7 @@ func (l *log) Append(ctx context.Context, entries []engine.Entry, mode engine.Ap
 	case <-r.done: // the committer's last
 		return r.results, r.err
 	default:
-		return nil, engine.ErrClosed
+		return nil, l.ended()
 	}
 }
 
@@ -165,6 +175,8 @@ func (l *log) admit(ctx context.Context) error {
 		return engine.ErrClosed
 	case ctx.Err() != nil:
 		return ctx.Err()
+	case errors.Is(l.readable(), engine.ErrDeleted):
+		return engine.ErrDeleted
 	case l.st != nil:
 		return l.writable()
 	}
@@ -213,6 +225,12 @@ func (l *log) run() {
 			t.err = l.trimTo(t.upTo)
 			close(t.done)
 			l.tidy()
+		case d := <-l.deletions:
+			d.err = l.remove()
+			close(d.done)
+			if d.err == nil {
+				return
+			}
 		}
 	}
 }

@@ -7,15 +7,8 @@ import (
 	"github.com/runnelhq/runnel/internal/engine"
 )
 
-// NamespaceState is a namespace whose log is open, for operators.
-type NamespaceState struct {
-	Namespace string
-	engine.State
-	Bytes uint64 // of its retained events, as they are stored, before compression; 0 while that cannot be read
-}
-
 // Namespaces describes the namespaces whose logs are open, by name.
-func (e *Engine) Namespaces() []NamespaceState {
+func (e *Engine) Namespaces() []engine.NamespaceState {
 	var logs []*log
 	e.mu.Lock()
 	for _, o := range e.opens {
@@ -28,15 +21,15 @@ func (e *Engine) Namespaces() []NamespaceState {
 		}
 	}
 	e.mu.Unlock()
-	list := make([]NamespaceState, 0, len(logs))
+	list := make([]engine.NamespaceState, 0, len(logs))
 	for _, l := range logs {
-		n := NamespaceState{Namespace: l.name, State: l.State()}
+		n := engine.NamespaceState{Namespace: l.name, State: l.State()}
 		if l.st != nil {
 			n.Bytes = l.bytes()
 		}
 		list = append(list, n)
 	}
-	slices.SortFunc(list, func(a, b NamespaceState) int { return strings.Compare(a.Namespace, b.Namespace) })
+	slices.SortFunc(list, func(a, b engine.NamespaceState) int { return strings.Compare(a.Namespace, b.Namespace) })
 	return list
 }
 

@@ -29,7 +29,7 @@ func (l *log) Read(ctx context.Context, r engine.ReadRequest) (engine.Page, erro
 	if !s.History {
 		return engine.Page{Scanned: max(r.After, s.Head)}, nil
 	}
-	defer l.st.release()
+	defer l.leave()
 	if r.To == 0 || r.To > s.Head {
 		r.To = s.Head
 	}
@@ -56,7 +56,7 @@ func (l *log) Read(ctx context.Context, r engine.ReadRequest) (engine.Page, erro
 }
 
 // view gives access to the store, and the log's state as it is behind that access: reopening cannot come in between. The caller
-// must release the store, unless the log keeps no history.
+// must leave it, unless the log keeps no history.
 func (l *log) view(ctx context.Context) (*pebble.DB, engine.State, error) {
 	if l.e.ctx.Err() != nil {
 		return nil, engine.State{}, engine.ErrClosed
@@ -65,13 +65,25 @@ func (l *log) view(ctx context.Context) (*pebble.DB, engine.State, error) {
 		return nil, engine.State{}, err
 	}
 	if l.st == nil {
-		return nil, l.State(), nil
+		return nil, l.State(), l.readable()
 	}
+	l.gate.RLock()
 	db, err := l.st.acquire()
 	if err != nil {
+		l.gate.RUnlock()
+		return nil, engine.State{}, err
+	}
+	if err := l.readable(); err != nil {
+		l.leave()
 		return nil, engine.State{}, err
 	}
 	return db, l.State(), nil
+}
+
+// leave ends a view.
+func (l *log) leave() {
+	l.st.release()
+	l.gate.RUnlock()
 }
 
 // readError says what a failed read means to the caller.
@@ -308,7 +320,7 @@ func (l *log) ReadAt(ctx context.Context, offsets []uint64, maxBytes int) (engin
 	if !s.History {
 		return engine.Page{}, engine.ErrNoHistory
 	}
-	defer l.st.release()
+	defer l.leave()
 	p := newPage(engine.ReadRequest{MaxBytes: maxBytes, MaxEvents: max(1, len(offsets))})
 	for _, offset := range offsets {
 		if err := ctx.Err(); err != nil {
@@ -348,7 +360,7 @@ func (l *log) BeforeTime(ctx context.Context, t int64) (uint64, error) {
 	if err != nil || !s.History {
 		return s.Head, err
 	}
-	defer l.st.release()
+	defer l.leave()
 	m := marks{l: l, db: db, head: s.Head}
 	for low, high := s.Oldest, s.Head+1; ; { // the answer + 1 lies in low..high
 		if err := ctx.Err(); err != nil {

@@ -44,6 +44,8 @@ type store struct {
 const (
 	// complainEvery is how often errors are logged that come again and again.
 	complainEvery = 10 * time.Second
+	// memtables is how many there may be, those that wait for their flush included, before writes wait.
+	memtables = 4
 	// flushTimeout bounds the flush of a database that is closed.
 	flushTimeout = 10 * time.Second
 )
@@ -112,7 +114,7 @@ func (s *store) options(g *guard, readOnly bool) *pebble.Options {
 		Logger:                      pebbleLogger{s},
 		DisableWAL:                  s.memory,
 		MemTableSize:                s.table,
-		MemTableStopWritesThreshold: 4,
+		MemTableStopWritesThreshold: memtables,
 		L0CompactionThreshold:       4,
 		L0StopWritesThreshold:       24,
 		LBaseMaxBytes:               int64(s.table),

@@ -93,6 +93,9 @@ func (l *log) Tail(after uint64) (engine.Tail, error) {
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if errors.Is(l.lost, engine.ErrDeleted) {
+		return nil, engine.ErrDeleted
+	}
 	t := &tail{l: l, epoch: l.epochLocked(), closed: make(chan struct{}), next: after + 1}
 	if l.st == nil || after > l.head {
 		t.next = l.head + 1
@@ -161,6 +164,9 @@ func (t *tail) take() (page engine.Page, from uint64, wait <-chan struct{}, err 
 func (t *tail) overLocked() error {
 	if _, open := t.l.tails[t]; !open || t.l.e.ctx.Err() != nil {
 		return engine.ErrClosed
+	}
+	if errors.Is(t.l.lost, engine.ErrDeleted) {
+		return engine.ErrDeleted
 	}
 	if now := t.l.epochLocked(); now != t.epoch {
 		return &engine.EpochChangedError{Epoch: now, Head: t.l.head}

@@ -72,7 +72,7 @@ func (l *log) LastOffsets(ctx context.Context, p topic.Pattern, upTo uint64, lim
 	if err != nil || !s.History {
 		return nil, err
 	}
-	defer l.st.release()
+	defer l.leave()
 	upTo = min(upTo, s.Head)
 	var list []uint64
 	err = l.eachTopic(ctx, db, p, "", func(n topic.Name, newest uint64) (bool, error) {
@@ -99,7 +99,7 @@ func (l *log) AfterLast(ctx context.Context, p topic.Pattern, n int, upTo uint64
 	if err != nil || !s.History {
 		return s.Head, err
 	}
-	defer l.st.release()
+	defer l.leave()
 	upTo = min(upTo, s.Head)
 	if n <= 0 || upTo < s.Oldest {
 		return upTo, nil
@@ -148,7 +148,7 @@ func (l *log) Topic(ctx context.Context, n topic.Name) (engine.TopicState, bool,
 	if err != nil || !s.History {
 		return engine.TopicState{}, false, err
 	}
-	defer l.st.release()
+	defer l.leave()
 	newest, err := getOffset(db, topicKey(l.id, n.String()))
 	if err != nil {
 		return engine.TopicState{}, false, readError(err)
@@ -163,7 +163,7 @@ func (l *log) Topics(ctx context.Context, p topic.Pattern, from string, limit in
 	if err != nil || !s.History {
 		return nil, false, err
 	}
-	defer l.st.release()
+	defer l.leave()
 	err = l.eachTopic(ctx, db, p, from, func(n topic.Name, newest uint64) (bool, error) {
 		if newest < s.Oldest {
 			return true, nil

@@ -22,7 +22,7 @@ func (l *log) Trim(ctx context.Context, upTo uint64) (uint64, error) {
 	select {
 	case l.trims <- t:
 	case <-l.stopped:
-		return 0, engine.ErrClosed
+		return 0, l.ended()
 	case <-ctx.Done():
 		return 0, ctx.Err()
 	}
@@ -32,7 +32,7 @@ func (l *log) Trim(ctx context.Context, upTo uint64) (uint64, error) {
 		select {
 		case <-t.done:
 		default:
-			return 0, engine.ErrClosed
+			return 0, l.ended()
 		}
 	}
 	return l.State().Oldest, t.err

@@ -153,8 +153,9 @@ func (sub *subscription) read(ctx context.Context, maxBytes int) {
 		return
 	}
 	switch {
-	case errors.Is(err, context.Canceled) || errors.Is(err, engine.ErrClosed):
-		s.endLocked(ErrReopened)
+	case errors.Is(err, context.Canceled), errors.Is(err, engine.ErrClosed), errors.Is(err, engine.ErrDeleted):
+		p.drop()
+		sub.brokenLocked(err)
 		return
 	case err != nil:
 		s.endLocked(fmt.Errorf("subscription %d: %w", sub.o.ID, err))

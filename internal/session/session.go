@@ -30,6 +30,8 @@ type Config struct {
 	Replayer         *Replayer
 	Budget           *budget.Budget // the session and what it holds count against it
 	Meter            *Meter
+	// Status is what the client gets for an error that ends one subscription.
+	Status func(error) *status.Status
 	// Wake is called when Next may have a frame, or the session's end, in place of Ready. It must not block, nor call the session.
 	Wake func()
 }
@@ -61,7 +63,8 @@ type Session struct {
 	flushes  uint64          // times that controls were handed over
 	queue    []*subscription // have something to send, in turn
 	inflight []move
-	err      error // why the session is over
+	over     []*subscription // have ended by themselves, and are to be released without the lock
+	err      error           // why the session is over
 	// finishing: the client has said all it had to say.
 	finishing bool
 
@@ -107,13 +110,17 @@ func (s *Session) Close() {
 		s.mu.Unlock()
 		return
 	}
-	subs := s.subs
+	subs, over := s.subs, s.over
+	s.over = nil
 	s.subs, s.queue, s.inflight, s.controls, s.paced = nil, nil, nil, nil, nil
 	for _, sub := range subs {
 		sub.closeLocked()
 	}
 	s.mu.Unlock()
 	for _, sub := range subs {
+		sub.release()
+	}
+	for _, sub := range over {
 		sub.release()
 	}
 	s.cfg.Budget.Give(budget.Sessions, sessionCost)
@@ -198,7 +205,17 @@ func (s *Session) Backlogged() bool {
 // called again.
 func (s *Session) Next(f *Frame, maxBytes int) error {
 	s.mu.Lock()
-	defer s.mu.Unlock()
+	err := s.nextLocked(f, maxBytes)
+	over := s.over
+	s.over = nil
+	s.mu.Unlock()
+	for _, sub := range over {
+		sub.release()
+	}
+	return err
+}
+
+func (s *Session) nextLocked(f *Frame, maxBytes int) error {
 	f.open = -1
 	if s.err == nil {
 		s.fillLocked(f, maxBytes)
@@ -360,16 +377,12 @@ func (s *Session) Unsubscribe(request uint64, id uint32) error {
 func (s *Session) Restrict(refuse func(topic.Pattern) *status.Status) (ended []topic.Pattern) {
 	s.mu.Lock()
 	var over []*subscription
-	for id, sub := range s.subs {
+	for _, sub := range s.subs {
 		st := refuse(sub.o.Pattern)
 		if st == nil {
 			continue
 		}
-		delete(s.subs, id)
-		sub.closeLocked()
-		s.controls = append(s.controls, &runnelv1.Control{Control: &runnelv1.Control_Unsubscribed{
-			Unsubscribed: &runnelv1.Unsubscribed{Subscription: id, Status: st},
-		}})
+		sub.expelLocked(st)
 		over = append(over, sub)
 		ended = append(ended, sub.o.Pattern)
 	}

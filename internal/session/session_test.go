@@ -30,6 +30,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // world is an engine, a hub and a replayer.
 type world struct {
 	t        testing.TB
+	engine   engine.Engine
 	log      engine.Log
 	hub      *hub.Hub
 	replayer *session.Replayer
@@ -43,7 +44,7 @@ func newWorld(t testing.TB, cfg engine.Config, windowBytes int) *world {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w := &world{t: t, hub: hub.New(e, hub.Config{WindowBytes: windowBytes}), replayer: session.NewReplayer()}
+	w := &world{t: t, engine: e, hub: hub.New(e, hub.Config{WindowBytes: windowBytes}), replayer: session.NewReplayer()}
 	if w.log, err = e.Log("a"); err != nil {
 		t.Fatal(err)
 	}

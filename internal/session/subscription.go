@@ -1,7 +1,10 @@
 package session
 
 import (
+	"errors"
 	"time"
+
+	"google.golang.org/genproto/googleapis/rpc/status"
 
 	runnelv1 "github.com/runnelhq/runnel/api/runnel/v1"
 	"github.com/runnelhq/runnel/internal/budget"
@@ -124,6 +127,29 @@ func (sub *subscription) closeLocked() {
 	sub.s.cfg.Meter.subscriptions(-1)
 }
 
+// expelLocked ends the subscription with a status, which is the client's answer. The caller releases it.
+func (sub *subscription) expelLocked(st *status.Status) {
+	s := sub.s
+	delete(s.subs, sub.o.ID)
+	sub.closeLocked()
+	s.controls = append(s.controls, &runnelv1.Control{Control: &runnelv1.Control_Unsubscribed{
+		Unsubscribed: &runnelv1.Unsubscribed{Subscription: sub.o.ID, Status: st},
+	}})
+}
+
+// brokenLocked ends what cannot go on because its log is over. After a reopening that is the session: its client resumes all it has, and its
+// positions say what that means. Where the namespace was deleted no position is left, and nobody else is concerned.
+func (sub *subscription) brokenLocked(err error) {
+	s := sub.s
+	if !errors.Is(err, engine.ErrDeleted) {
+		s.endLocked(ErrReopened)
+		return
+	}
+	sub.expelLocked(s.cfg.Status(&engine.EpochChangedError{}))
+	s.over = append(s.over, sub)
+	s.wake()
+}
+
 // setBehind notes whether the client was told that the subscription reads the log.
 func (sub *subscription) setBehind(behind bool) {
 	if behind != sub.behind {
@@ -209,7 +235,7 @@ func (sub *subscription) take(run *hub.Run, lim hub.Limits, now time.Time) bool 
 	}
 	switch {
 	case err != nil:
-		sub.s.endLocked(ErrReopened)
+		sub.brokenLocked(err)
 	case run.Lost:
 		if sub.overtaken(run.Damaged, now) {
 			sub.queueLocked() // the policy has moved the cursor into the window

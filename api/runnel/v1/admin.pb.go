@@ -2049,6 +2049,89 @@ func (x *TrimNamespaceResponse) GetOldestOffset() uint64 {
 	return 0
 }
 
+// DeleteNamespaceRequest deletes a namespace.
+type DeleteNamespaceRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Its name.
+	Namespace     string `protobuf:"bytes,1,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeleteNamespaceRequest) Reset() {
+	*x = DeleteNamespaceRequest{}
+	mi := &file_runnel_v1_admin_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeleteNamespaceRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeleteNamespaceRequest) ProtoMessage() {}
+
+func (x *DeleteNamespaceRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_runnel_v1_admin_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeleteNamespaceRequest.ProtoReflect.Descriptor instead.
+func (*DeleteNamespaceRequest) Descriptor() ([]byte, []int) {
+	return file_runnel_v1_admin_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *DeleteNamespaceRequest) GetNamespace() string {
+	if x != nil {
+		return x.Namespace
+	}
+	return ""
+}
+
+// DeleteNamespaceResponse is empty.
+type DeleteNamespaceResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeleteNamespaceResponse) Reset() {
+	*x = DeleteNamespaceResponse{}
+	mi := &file_runnel_v1_admin_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeleteNamespaceResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeleteNamespaceResponse) ProtoMessage() {}
+
+func (x *DeleteNamespaceResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_runnel_v1_admin_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeleteNamespaceResponse.ProtoReflect.Descriptor instead.
+func (*DeleteNamespaceResponse) Descriptor() ([]byte, []int) {
+	return file_runnel_v1_admin_proto_rawDescGZIP(), []int{26}
+}
+
 // DrainRequest stops the server.
 type DrainRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -2058,7 +2141,7 @@ type DrainRequest struct {
 
 func (x *DrainRequest) Reset() {
 	*x = DrainRequest{}
-	mi := &file_runnel_v1_admin_proto_msgTypes[25]
+	mi := &file_runnel_v1_admin_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2070,7 +2153,7 @@ func (x *DrainRequest) String() string {
 func (*DrainRequest) ProtoMessage() {}
 
 func (x *DrainRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_runnel_v1_admin_proto_msgTypes[25]
+	mi := &file_runnel_v1_admin_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2083,7 +2166,7 @@ func (x *DrainRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainRequest.ProtoReflect.Descriptor instead.
 func (*DrainRequest) Descriptor() ([]byte, []int) {
-	return file_runnel_v1_admin_proto_rawDescGZIP(), []int{25}
+	return file_runnel_v1_admin_proto_rawDescGZIP(), []int{27}
 }
 
 // DrainResponse is empty.
@@ -2095,7 +2178,7 @@ type DrainResponse struct {
 
 func (x *DrainResponse) Reset() {
 	*x = DrainResponse{}
-	mi := &file_runnel_v1_admin_proto_msgTypes[26]
+	mi := &file_runnel_v1_admin_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2107,7 +2190,7 @@ func (x *DrainResponse) String() string {
 func (*DrainResponse) ProtoMessage() {}
 
 func (x *DrainResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_runnel_v1_admin_proto_msgTypes[26]
+	mi := &file_runnel_v1_admin_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2120,7 +2203,7 @@ func (x *DrainResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainResponse.ProtoReflect.Descriptor instead.
 func (*DrainResponse) Descriptor() ([]byte, []int) {
-	return file_runnel_v1_admin_proto_rawDescGZIP(), []int{26}
+	return file_runnel_v1_admin_proto_rawDescGZIP(), []int{28}
 }
 
 // ReloadRequest reads the configuration again.
@@ -2132,7 +2215,7 @@ type ReloadRequest struct {
 
 func (x *ReloadRequest) Reset() {
 	*x = ReloadRequest{}
-	mi := &file_runnel_v1_admin_proto_msgTypes[27]
+	mi := &file_runnel_v1_admin_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2144,7 +2227,7 @@ func (x *ReloadRequest) String() string {
 func (*ReloadRequest) ProtoMessage() {}
 
 func (x *ReloadRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_runnel_v1_admin_proto_msgTypes[27]
+	mi := &file_runnel_v1_admin_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2157,7 +2240,7 @@ func (x *ReloadRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReloadRequest.ProtoReflect.Descriptor instead.
 func (*ReloadRequest) Descriptor() ([]byte, []int) {
-	return file_runnel_v1_admin_proto_rawDescGZIP(), []int{27}
+	return file_runnel_v1_admin_proto_rawDescGZIP(), []int{29}
 }
 
 // ReloadResponse says what else has changed.
@@ -2171,7 +2254,7 @@ type ReloadResponse struct {
 
 func (x *ReloadResponse) Reset() {
 	*x = ReloadResponse{}
-	mi := &file_runnel_v1_admin_proto_msgTypes[28]
+	mi := &file_runnel_v1_admin_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2183,7 +2266,7 @@ func (x *ReloadResponse) String() string {
 func (*ReloadResponse) ProtoMessage() {}
 
 func (x *ReloadResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_runnel_v1_admin_proto_msgTypes[28]
+	mi := &file_runnel_v1_admin_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2196,7 +2279,7 @@ func (x *ReloadResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReloadResponse.ProtoReflect.Descriptor instead.
 func (*ReloadResponse) Descriptor() ([]byte, []int) {
-	return file_runnel_v1_admin_proto_rawDescGZIP(), []int{28}
+	return file_runnel_v1_admin_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *ReloadResponse) GetRestart() []string {
@@ -2215,7 +2298,7 @@ type GetConfigurationRequest struct {
 
 func (x *GetConfigurationRequest) Reset() {
 	*x = GetConfigurationRequest{}
-	mi := &file_runnel_v1_admin_proto_msgTypes[29]
+	mi := &file_runnel_v1_admin_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2227,7 +2310,7 @@ func (x *GetConfigurationRequest) String() string {
 func (*GetConfigurationRequest) ProtoMessage() {}
 
 func (x *GetConfigurationRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_runnel_v1_admin_proto_msgTypes[29]
+	mi := &file_runnel_v1_admin_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2240,7 +2323,7 @@ func (x *GetConfigurationRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetConfigurationRequest.ProtoReflect.Descriptor instead.
 func (*GetConfigurationRequest) Descriptor() ([]byte, []int) {
-	return file_runnel_v1_admin_proto_rawDescGZIP(), []int{29}
+	return file_runnel_v1_admin_proto_rawDescGZIP(), []int{31}
 }
 
 // GetConfigurationResponse is the configuration.
@@ -2254,7 +2337,7 @@ type GetConfigurationResponse struct {
 
 func (x *GetConfigurationResponse) Reset() {
 	*x = GetConfigurationResponse{}
-	mi := &file_runnel_v1_admin_proto_msgTypes[30]
+	mi := &file_runnel_v1_admin_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2266,7 +2349,7 @@ func (x *GetConfigurationResponse) String() string {
 func (*GetConfigurationResponse) ProtoMessage() {}
 
 func (x *GetConfigurationResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_runnel_v1_admin_proto_msgTypes[30]
+	mi := &file_runnel_v1_admin_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2279,7 +2362,7 @@ func (x *GetConfigurationResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetConfigurationResponse.ProtoReflect.Descriptor instead.
 func (*GetConfigurationResponse) Descriptor() ([]byte, []int) {
-	return file_runnel_v1_admin_proto_rawDescGZIP(), []int{30}
+	return file_runnel_v1_admin_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *GetConfigurationResponse) GetText() string {
@@ -2445,7 +2528,10 @@ const file_runnel_v1_admin_proto_rawDesc = "" +
 	"\fup_to_offset\x18\x02 \x01(\x04R\n" +
 	"upToOffset\"<\n" +
 	"\x15TrimNamespaceResponse\x12#\n" +
-	"\roldest_offset\x18\x01 \x01(\x04R\foldestOffset\"\x0e\n" +
+	"\roldest_offset\x18\x01 \x01(\x04R\foldestOffset\"6\n" +
+	"\x16DeleteNamespaceRequest\x12\x1c\n" +
+	"\tnamespace\x18\x01 \x01(\tR\tnamespace\"\x19\n" +
+	"\x17DeleteNamespaceResponse\"\x0e\n" +
 	"\fDrainRequest\"\x0f\n" +
 	"\rDrainResponse\"\x0f\n" +
 	"\rReloadRequest\"*\n" +
@@ -2468,7 +2554,7 @@ const file_runnel_v1_admin_proto_rawDesc = "" +
 	"\x0eBusyTopicOrder\x12 \n" +
 	"\x1cBUSY_TOPIC_ORDER_UNSPECIFIED\x10\x00\x12\x1b\n" +
 	"\x17BUSY_TOPIC_ORDER_EVENTS\x10\x01\x12\x1a\n" +
-	"\x16BUSY_TOPIC_ORDER_BYTES\x10\x022\xfe\a\n" +
+	"\x16BUSY_TOPIC_ORDER_BYTES\x10\x022\xd8\b\n" +
 	"\fAdminService\x12=\n" +
 	"\x06Revoke\x12\x18.runnel.v1.RevokeRequest\x1a\x19.runnel.v1.RevokeResponse\x12@\n" +
 	"\aRestore\x12\x19.runnel.v1.RestoreRequest\x1a\x1a.runnel.v1.RestoreResponse\x12X\n" +
@@ -2481,7 +2567,8 @@ const file_runnel_v1_admin_proto_rawDesc = "" +
 	"Disconnect\x12\x1c.runnel.v1.DisconnectRequest\x1a\x1d.runnel.v1.DisconnectResponse\x12U\n" +
 	"\x0eListNamespaces\x12 .runnel.v1.ListNamespacesRequest\x1a!.runnel.v1.ListNamespacesResponse\x12U\n" +
 	"\x0eListBusyTopics\x12 .runnel.v1.ListBusyTopicsRequest\x1a!.runnel.v1.ListBusyTopicsResponse\x12R\n" +
-	"\rTrimNamespace\x12\x1f.runnel.v1.TrimNamespaceRequest\x1a .runnel.v1.TrimNamespaceResponse\x12:\n" +
+	"\rTrimNamespace\x12\x1f.runnel.v1.TrimNamespaceRequest\x1a .runnel.v1.TrimNamespaceResponse\x12X\n" +
+	"\x0fDeleteNamespace\x12!.runnel.v1.DeleteNamespaceRequest\x1a\".runnel.v1.DeleteNamespaceResponse\x12:\n" +
 	"\x05Drain\x12\x17.runnel.v1.DrainRequest\x1a\x18.runnel.v1.DrainResponse\x12=\n" +
 	"\x06Reload\x12\x18.runnel.v1.ReloadRequest\x1a\x19.runnel.v1.ReloadResponse\x12[\n" +
 	"\x10GetConfiguration\x12\".runnel.v1.GetConfigurationRequest\x1a#.runnel.v1.GetConfigurationResponseB\x93\x01\n" +
@@ -2502,7 +2589,7 @@ func file_runnel_v1_admin_proto_rawDescGZIP() []byte {
 }
 
 var file_runnel_v1_admin_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_runnel_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 31)
+var file_runnel_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 33)
 var file_runnel_v1_admin_proto_goTypes = []any{
 	(RevokedKind)(0),                 // 0: runnel.v1.RevokedKind
 	(SessionOrder)(0),                // 1: runnel.v1.SessionOrder
@@ -2532,15 +2619,17 @@ var file_runnel_v1_admin_proto_goTypes = []any{
 	(*BusyTopic)(nil),                // 25: runnel.v1.BusyTopic
 	(*TrimNamespaceRequest)(nil),     // 26: runnel.v1.TrimNamespaceRequest
 	(*TrimNamespaceResponse)(nil),    // 27: runnel.v1.TrimNamespaceResponse
-	(*DrainRequest)(nil),             // 28: runnel.v1.DrainRequest
-	(*DrainResponse)(nil),            // 29: runnel.v1.DrainResponse
-	(*ReloadRequest)(nil),            // 30: runnel.v1.ReloadRequest
-	(*ReloadResponse)(nil),           // 31: runnel.v1.ReloadResponse
-	(*GetConfigurationRequest)(nil),  // 32: runnel.v1.GetConfigurationRequest
-	(*GetConfigurationResponse)(nil), // 33: runnel.v1.GetConfigurationResponse
-	(OverflowPolicy)(0),              // 34: runnel.v1.OverflowPolicy
-	(*Position)(nil),                 // 35: runnel.v1.Position
-	(Durability)(0),                  // 36: runnel.v1.Durability
+	(*DeleteNamespaceRequest)(nil),   // 28: runnel.v1.DeleteNamespaceRequest
+	(*DeleteNamespaceResponse)(nil),  // 29: runnel.v1.DeleteNamespaceResponse
+	(*DrainRequest)(nil),             // 30: runnel.v1.DrainRequest
+	(*DrainResponse)(nil),            // 31: runnel.v1.DrainResponse
+	(*ReloadRequest)(nil),            // 32: runnel.v1.ReloadRequest
+	(*ReloadResponse)(nil),           // 33: runnel.v1.ReloadResponse
+	(*GetConfigurationRequest)(nil),  // 34: runnel.v1.GetConfigurationRequest
+	(*GetConfigurationResponse)(nil), // 35: runnel.v1.GetConfigurationResponse
+	(OverflowPolicy)(0),              // 36: runnel.v1.OverflowPolicy
+	(*Position)(nil),                 // 37: runnel.v1.Position
+	(Durability)(0),                  // 38: runnel.v1.Durability
 }
 var file_runnel_v1_admin_proto_depIdxs = []int32{
 	0,  // 0: runnel.v1.Revocation.kind:type_name -> runnel.v1.RevokedKind
@@ -2552,10 +2641,10 @@ var file_runnel_v1_admin_proto_depIdxs = []int32{
 	14, // 6: runnel.v1.ListSessionsResponse.sessions:type_name -> runnel.v1.SessionInfo
 	14, // 7: runnel.v1.GetSessionResponse.session:type_name -> runnel.v1.SessionInfo
 	17, // 8: runnel.v1.GetSessionResponse.subscriptions:type_name -> runnel.v1.SubscriptionInfo
-	34, // 9: runnel.v1.SubscriptionInfo.overflow:type_name -> runnel.v1.OverflowPolicy
-	35, // 10: runnel.v1.SubscriptionInfo.position:type_name -> runnel.v1.Position
+	36, // 9: runnel.v1.SubscriptionInfo.overflow:type_name -> runnel.v1.OverflowPolicy
+	37, // 10: runnel.v1.SubscriptionInfo.position:type_name -> runnel.v1.Position
 	22, // 11: runnel.v1.ListNamespacesResponse.namespaces:type_name -> runnel.v1.NamespaceInfo
-	36, // 12: runnel.v1.NamespaceInfo.durability:type_name -> runnel.v1.Durability
+	38, // 12: runnel.v1.NamespaceInfo.durability:type_name -> runnel.v1.Durability
 	2,  // 13: runnel.v1.ListBusyTopicsRequest.order:type_name -> runnel.v1.BusyTopicOrder
 	25, // 14: runnel.v1.ListBusyTopicsResponse.topics:type_name -> runnel.v1.BusyTopic
 	4,  // 15: runnel.v1.AdminService.Revoke:input_type -> runnel.v1.RevokeRequest
@@ -2568,24 +2657,26 @@ var file_runnel_v1_admin_proto_depIdxs = []int32{
 	20, // 22: runnel.v1.AdminService.ListNamespaces:input_type -> runnel.v1.ListNamespacesRequest
 	23, // 23: runnel.v1.AdminService.ListBusyTopics:input_type -> runnel.v1.ListBusyTopicsRequest
 	26, // 24: runnel.v1.AdminService.TrimNamespace:input_type -> runnel.v1.TrimNamespaceRequest
-	28, // 25: runnel.v1.AdminService.Drain:input_type -> runnel.v1.DrainRequest
-	30, // 26: runnel.v1.AdminService.Reload:input_type -> runnel.v1.ReloadRequest
-	32, // 27: runnel.v1.AdminService.GetConfiguration:input_type -> runnel.v1.GetConfigurationRequest
-	5,  // 28: runnel.v1.AdminService.Revoke:output_type -> runnel.v1.RevokeResponse
-	7,  // 29: runnel.v1.AdminService.Restore:output_type -> runnel.v1.RestoreResponse
-	9,  // 30: runnel.v1.AdminService.ListRevocations:output_type -> runnel.v1.ListRevocationsResponse
-	11, // 31: runnel.v1.AdminService.GetServerInfo:output_type -> runnel.v1.GetServerInfoResponse
-	13, // 32: runnel.v1.AdminService.ListSessions:output_type -> runnel.v1.ListSessionsResponse
-	16, // 33: runnel.v1.AdminService.GetSession:output_type -> runnel.v1.GetSessionResponse
-	19, // 34: runnel.v1.AdminService.Disconnect:output_type -> runnel.v1.DisconnectResponse
-	21, // 35: runnel.v1.AdminService.ListNamespaces:output_type -> runnel.v1.ListNamespacesResponse
-	24, // 36: runnel.v1.AdminService.ListBusyTopics:output_type -> runnel.v1.ListBusyTopicsResponse
-	27, // 37: runnel.v1.AdminService.TrimNamespace:output_type -> runnel.v1.TrimNamespaceResponse
-	29, // 38: runnel.v1.AdminService.Drain:output_type -> runnel.v1.DrainResponse
-	31, // 39: runnel.v1.AdminService.Reload:output_type -> runnel.v1.ReloadResponse
-	33, // 40: runnel.v1.AdminService.GetConfiguration:output_type -> runnel.v1.GetConfigurationResponse
-	28, // [28:41] is the sub-list for method output_type
-	15, // [15:28] is the sub-list for method input_type
+	28, // 25: runnel.v1.AdminService.DeleteNamespace:input_type -> runnel.v1.DeleteNamespaceRequest
+	30, // 26: runnel.v1.AdminService.Drain:input_type -> runnel.v1.DrainRequest
+	32, // 27: runnel.v1.AdminService.Reload:input_type -> runnel.v1.ReloadRequest
+	34, // 28: runnel.v1.AdminService.GetConfiguration:input_type -> runnel.v1.GetConfigurationRequest
+	5,  // 29: runnel.v1.AdminService.Revoke:output_type -> runnel.v1.RevokeResponse
+	7,  // 30: runnel.v1.AdminService.Restore:output_type -> runnel.v1.RestoreResponse
+	9,  // 31: runnel.v1.AdminService.ListRevocations:output_type -> runnel.v1.ListRevocationsResponse
+	11, // 32: runnel.v1.AdminService.GetServerInfo:output_type -> runnel.v1.GetServerInfoResponse
+	13, // 33: runnel.v1.AdminService.ListSessions:output_type -> runnel.v1.ListSessionsResponse
+	16, // 34: runnel.v1.AdminService.GetSession:output_type -> runnel.v1.GetSessionResponse
+	19, // 35: runnel.v1.AdminService.Disconnect:output_type -> runnel.v1.DisconnectResponse
+	21, // 36: runnel.v1.AdminService.ListNamespaces:output_type -> runnel.v1.ListNamespacesResponse
+	24, // 37: runnel.v1.AdminService.ListBusyTopics:output_type -> runnel.v1.ListBusyTopicsResponse
+	27, // 38: runnel.v1.AdminService.TrimNamespace:output_type -> runnel.v1.TrimNamespaceResponse
+	29, // 39: runnel.v1.AdminService.DeleteNamespace:output_type -> runnel.v1.DeleteNamespaceResponse
+	31, // 40: runnel.v1.AdminService.Drain:output_type -> runnel.v1.DrainResponse
+	33, // 41: runnel.v1.AdminService.Reload:output_type -> runnel.v1.ReloadResponse
+	35, // 42: runnel.v1.AdminService.GetConfiguration:output_type -> runnel.v1.GetConfigurationResponse
+	29, // [29:43] is the sub-list for method output_type
+	15, // [15:29] is the sub-list for method input_type
 	15, // [15:15] is the sub-list for extension type_name
 	15, // [15:15] is the sub-list for extension extendee
 	0,  // [0:15] is the sub-list for field type_name
@@ -2603,7 +2694,7 @@ func file_runnel_v1_admin_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_runnel_v1_admin_proto_rawDesc), len(file_runnel_v1_admin_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   31,
+			NumMessages:   33,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -32,6 +32,7 @@ const (
 	AdminService_ListNamespaces_FullMethodName   = "/runnel.v1.AdminService/ListNamespaces"
 	AdminService_ListBusyTopics_FullMethodName   = "/runnel.v1.AdminService/ListBusyTopics"
 	AdminService_TrimNamespace_FullMethodName    = "/runnel.v1.AdminService/TrimNamespace"
+	AdminService_DeleteNamespace_FullMethodName  = "/runnel.v1.AdminService/DeleteNamespace"
 	AdminService_Drain_FullMethodName            = "/runnel.v1.AdminService/Drain"
 	AdminService_Reload_FullMethodName           = "/runnel.v1.AdminService/Reload"
 	AdminService_GetConfiguration_FullMethodName = "/runnel.v1.AdminService/GetConfiguration"
@@ -68,6 +69,11 @@ type AdminServiceClient interface {
 	// TrimNamespace removes a namespace's events up to an offset, for good; whoever reads there is told by a GAP or POSITION_GONE.
 	// NOT_FOUND UNKNOWN_NAMESPACE; INVALID_ARGUMENT NO_HISTORY.
 	TrimNamespace(ctx context.Context, in *TrimNamespaceRequest, opts ...grpc.CallOption) (*TrimNamespaceResponse, error)
+	// DeleteNamespace removes a namespace for good: its events, topics, event ids and epochs, whether it is in use or not, and whether it is
+	// still configured or not. Subscriptions to it end with EPOCH_CHANGED. One that is configured begins anew with its next use: at offset 1, in
+	// a new epoch, so that old positions are refused. NOT_FOUND UNKNOWN_NAMESPACE if nothing of it is there, so also where an attempt whose
+	// answer was lost has deleted it.
+	DeleteNamespace(ctx context.Context, in *DeleteNamespaceRequest, opts ...grpc.CallOption) (*DeleteNamespaceResponse, error)
 	// Drain tells all sessions to move, ends them, and stops the server, as SIGTERM does. It answers at once.
 	Drain(ctx context.Context, in *DrainRequest, opts ...grpc.CallOption) (*DrainResponse, error)
 	// Reload reads roles, limits and namespaces again, as SIGHUP does. FAILED_PRECONDITION NOT_RELOADED, with every reason, if the configuration is wrong;
@@ -185,6 +191,16 @@ func (c *adminServiceClient) TrimNamespace(ctx context.Context, in *TrimNamespac
 	return out, nil
 }
 
+func (c *adminServiceClient) DeleteNamespace(ctx context.Context, in *DeleteNamespaceRequest, opts ...grpc.CallOption) (*DeleteNamespaceResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(DeleteNamespaceResponse)
+	err := c.cc.Invoke(ctx, AdminService_DeleteNamespace_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *adminServiceClient) Drain(ctx context.Context, in *DrainRequest, opts ...grpc.CallOption) (*DrainResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(DrainResponse)
@@ -246,6 +262,11 @@ type AdminServiceServer interface {
 	// TrimNamespace removes a namespace's events up to an offset, for good; whoever reads there is told by a GAP or POSITION_GONE.
 	// NOT_FOUND UNKNOWN_NAMESPACE; INVALID_ARGUMENT NO_HISTORY.
 	TrimNamespace(context.Context, *TrimNamespaceRequest) (*TrimNamespaceResponse, error)
+	// DeleteNamespace removes a namespace for good: its events, topics, event ids and epochs, whether it is in use or not, and whether it is
+	// still configured or not. Subscriptions to it end with EPOCH_CHANGED. One that is configured begins anew with its next use: at offset 1, in
+	// a new epoch, so that old positions are refused. NOT_FOUND UNKNOWN_NAMESPACE if nothing of it is there, so also where an attempt whose
+	// answer was lost has deleted it.
+	DeleteNamespace(context.Context, *DeleteNamespaceRequest) (*DeleteNamespaceResponse, error)
 	// Drain tells all sessions to move, ends them, and stops the server, as SIGTERM does. It answers at once.
 	Drain(context.Context, *DrainRequest) (*DrainResponse, error)
 	// Reload reads roles, limits and namespaces again, as SIGHUP does. FAILED_PRECONDITION NOT_RELOADED, with every reason, if the configuration is wrong;
@@ -292,6 +313,9 @@ func (UnimplementedAdminServiceServer) ListBusyTopics(context.Context, *ListBusy
 }
 func (UnimplementedAdminServiceServer) TrimNamespace(context.Context, *TrimNamespaceRequest) (*TrimNamespaceResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method TrimNamespace not implemented")
+}
+func (UnimplementedAdminServiceServer) DeleteNamespace(context.Context, *DeleteNamespaceRequest) (*DeleteNamespaceResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method DeleteNamespace not implemented")
 }
 func (UnimplementedAdminServiceServer) Drain(context.Context, *DrainRequest) (*DrainResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Drain not implemented")
@@ -503,6 +527,24 @@ func _AdminService_TrimNamespace_Handler(srv interface{}, ctx context.Context, d
 	return interceptor(ctx, in, info, handler)
 }
 
+func _AdminService_DeleteNamespace_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(DeleteNamespaceRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServiceServer).DeleteNamespace(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: AdminService_DeleteNamespace_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServiceServer).DeleteNamespace(ctx, req.(*DeleteNamespaceRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _AdminService_Drain_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(DrainRequest)
 	if err := dec(in); err != nil {
@@ -603,6 +645,10 @@ var AdminService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "TrimNamespace",
 			Handler:    _AdminService_TrimNamespace_Handler,
+		},
+		{
+			MethodName: "DeleteNamespace",
+			Handler:    _AdminService_DeleteNamespace_Handler,
 		},
 		{
 			MethodName: "Drain",

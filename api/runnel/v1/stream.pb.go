@@ -1786,7 +1786,9 @@ type Limits struct {
 	// Most subscriptions of one session.
 	MaxSubscriptions uint32 `protobuf:"varint,3,opt,name=max_subscriptions,json=maxSubscriptions,proto3" json:"max_subscriptions,omitempty"`
 	// Seconds without a request after which EstablishStream ends with SESSION_SILENT.
-	SilenceS      uint32 `protobuf:"varint,4,opt,name=silence_s,json=silenceS,proto3" json:"silence_s,omitempty"`
+	SilenceS uint32 `protobuf:"varint,4,opt,name=silence_s,json=silenceS,proto3" json:"silence_s,omitempty"`
+	// Most calls that one connection carries at once, streams included; what is beyond waits in the client.
+	MaxStreams    uint32 `protobuf:"varint,5,opt,name=max_streams,json=maxStreams,proto3" json:"max_streams,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1845,6 +1847,13 @@ func (x *Limits) GetMaxSubscriptions() uint32 {
 func (x *Limits) GetSilenceS() uint32 {
 	if x != nil {
 		return x.SilenceS
+	}
+	return 0
+}
+
+func (x *Limits) GetMaxStreams() uint32 {
+	if x != nil {
+		return x.MaxStreams
 	}
 	return 0
 }
@@ -2772,12 +2781,14 @@ const file_runnel_v1_stream_proto_rawDesc = "" +
 	"\vheartbeat_s\x18\x03 \x01(\rR\n" +
 	"heartbeatS\x12\x1c\n" +
 	"\tendpoints\x18\x04 \x03(\tR\tendpoints\x12)\n" +
-	"\x06limits\x18\x05 \x01(\v2\x11.runnel.v1.LimitsR\x06limits\"\xaa\x01\n" +
+	"\x06limits\x18\x05 \x01(\v2\x11.runnel.v1.LimitsR\x06limits\"\xcb\x01\n" +
 	"\x06Limits\x12*\n" +
 	"\x11max_payload_bytes\x18\x01 \x01(\rR\x0fmaxPayloadBytes\x12*\n" +
 	"\x11max_headers_bytes\x18\x02 \x01(\rR\x0fmaxHeadersBytes\x12+\n" +
 	"\x11max_subscriptions\x18\x03 \x01(\rR\x10maxSubscriptions\x12\x1b\n" +
-	"\tsilence_s\x18\x04 \x01(\rR\bsilenceS\"\x98\x01\n" +
+	"\tsilence_s\x18\x04 \x01(\rR\bsilenceS\x12\x1f\n" +
+	"\vmax_streams\x18\x05 \x01(\rR\n" +
+	"maxStreams\"\x98\x01\n" +
 	"\n" +
 	"Subscribed\x12\"\n" +
 	"\fsubscription\x18\x01 \x01(\rR\fsubscription\x12/\n" +

@@ -116,7 +116,7 @@ var (
 
 func cases() []testCase {
 	return slices.Concat(
-		appendCases, dedupCases, readCases, topicCases, retentionCases, tailCases, restartCases, crashCases, failureCases, faultRuns,
+		appendCases, dedupCases, readCases, topicCases, retentionCases, tailCases, deleteCases, restartCases, crashCases, failureCases, faultRuns,
 	)
 }
 

@@ -75,6 +75,15 @@ var planted = []struct {
 	{"memory outlives a restart", engine.HistoryMemory, "nothing outlives a restart"},
 	{"no epoch after a failure", engine.HistoryDisk, "a failed write is never acknowledged"},
 	{"a failed sync is acknowledged", engine.HistoryDisk, "a failed write is never acknowledged"},
+	{"deleting only in memory", engine.HistoryDisk, "a deletion outlives a restart"},
+	{"deleting only in memory", engine.HistoryOS, "a deletion outlives a crash"},
+	{"deleting only what is open", engine.HistoryDisk, "deleting what is no longer configured"},
+	{"deleting keeps the epochs", engine.HistoryDisk, "a deleted namespace begins anew"},
+	{"deleting keeps the ids", engine.HistoryDisk, "a deleted namespace begins anew"},
+	{"deleting empties the log", engine.HistoryDisk, "the log of a deleted namespace is over"},
+	{"deleting forgets the tails", engine.HistoryNone, "deleting ends tails"},
+	{"a deleted log goes on", engine.HistoryMemory, "the log of a deleted namespace is over"},
+	{"a deleted log goes on", engine.HistoryMemory, "deleting under load"},
 	{"a full disk is not noticed", engine.HistoryDisk, "a full disk refuses, and recovers"},
 }
 

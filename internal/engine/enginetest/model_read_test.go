@@ -21,6 +21,9 @@ func (l *modelLog) begin(ctx context.Context) (engine.State, func(), error) {
 	if err := ctx.Err(); err != nil {
 		return engine.State{}, nil, err
 	}
+	if err := l.deleted(); err != nil {
+		return engine.State{}, nil, err
+	}
 	l.mu.Lock()
 	return l.stateLocked(), l.mu.Unlock, nil
 }
@@ -197,7 +200,11 @@ func (l *modelLog) Topics(ctx context.Context, p topic.Pattern, after string, li
 	unlock()
 	var list []engine.TopicState
 	for n := range names {
-		if t, ok, err := l.Topic(ctx, n); ok && err == nil {
+		t, ok, err := l.Topic(ctx, n)
+		if err != nil {
+			return nil, false, err
+		}
+		if ok {
 			list = append(list, t)
 		}
 	}
@@ -217,6 +224,9 @@ type modelTail struct {
 func (l *modelLog) Tail(after uint64) (engine.Tail, error) {
 	if l.e.isClosed() {
 		return nil, engine.ErrClosed
+	}
+	if err := l.deleted(); err != nil {
+		return nil, err
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -268,6 +278,8 @@ func (t *modelTail) take() (page engine.Page, moved <-chan struct{}, err error) 
 	defer l.mu.Unlock()
 	s := l.stateLocked()
 	switch {
+	case l.gone && l.bug != "deleting forgets the tails":
+		return page, nil, engine.ErrDeleted
 	case s.Epoch != t.epoch && l.bug != "a tail goes on into the next epoch":
 		return page, nil, &engine.EpochChangedError{Epoch: s.Epoch, Head: s.Head}
 	case t.next > s.Head:

@@ -203,6 +203,7 @@ type modelLog struct {
 	ids   map[string]engine.Result
 	order []string // ids, the oldest first
 	moved chan struct{}
+	gone  bool // deleted
 }
 
 // openLocked begins a new epoch.
@@ -303,6 +304,9 @@ func (l *modelLog) Trim(_ context.Context, upTo uint64) (uint64, error) {
 	if !l.keeps() {
 		return 0, engine.ErrNoHistory
 	}
+	if l.gone {
+		return 0, engine.ErrDeleted
+	}
 	if l.bug == "trimming by hand goes back" {
 		l.s.oldest = min(upTo, l.head) + 1
 	}
@@ -317,6 +321,9 @@ func (l *modelLog) Append(ctx context.Context, entries []engine.Entry, mode engi
 		return nil, engine.ErrClosed
 	}
 	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	if err := l.deleted(); err != nil {
 		return nil, err
 	}
 	onDisk := l.keeps() && l.cfg.History != engine.HistoryMemory
@@ -445,6 +452,9 @@ func (l *modelLog) reopen(n int) {
 func (l *modelLog) Check(p engine.Position) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if l.gone {
+		return engine.ErrDeleted
+	}
 	s := l.stateLocked()
 	end, known := l.head, p.Epoch == ""
 	for i, e := range l.s.epochs {

@@ -38,6 +38,8 @@ type rig struct {
 	storage Storage
 	cfg     engine.Config
 	eng     engine.Engine
+	// unconfigured is a namespace that the next engine does not know.
+	unconfigured string
 }
 
 func runCase(t TB, f Factory, h engine.History, c testCase) {
@@ -76,7 +78,7 @@ func (g *rig) open(cfg engine.Config) engine.Log {
 				if name == beside {
 					return engine.Config{History: g.other()}, true
 				}
-				return cfg, name != unknown
+				return cfg, name != unknown && name != g.unconfigured
 			},
 			Now: g.clock.now,
 		})

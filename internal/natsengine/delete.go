@@ -1,0 +1,145 @@
+package natsengine
+
+import (
+	"context"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/runnelhq/runnel/internal/engine"
+	"github.com/runnelhq/runnel/internal/topic"
+)
+
+// Delete implements engine.Engine. Other nodes that follow the namespace begin it anew, empty, as soon as they notice.
+func (e *Engine) Delete(ctx context.Context, namespace string) error {
+	if _, err := topic.ParseNamespace(namespace); err != nil {
+		return engine.ErrUnknownNamespace
+	}
+	o, end, err := e.beginDelete(ctx, namespace)
+	if err != nil {
+		return err
+	}
+	defer end()
+	var l *log
+	if o != nil {
+		select {
+		case <-o.done:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+		l = o.log // nil if it could not be opened
+	}
+	if l == nil {
+		existed, err := e.deleteStream(ctx, namespace)
+		if err == nil && !existed {
+			err = engine.ErrUnknownNamespace
+		}
+		return err
+	}
+	return l.delete(ctx)
+}
+
+// beginDelete takes the namespace's turn: until end nobody else deletes it, and nobody opens its log.
+func (e *Engine) beginDelete(ctx context.Context, namespace string) (o *opening, end func(), err error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for e.deletes[namespace] != nil {
+		over := e.deletes[namespace]
+		e.mu.Unlock()
+		select {
+		case <-over:
+		case <-ctx.Done():
+			err = ctx.Err()
+		}
+		e.mu.Lock()
+		if err != nil {
+			return nil, nil, err
+		}
+	}
+	if e.closed {
+		return nil, nil, engine.ErrClosed
+	}
+	over := make(chan struct{})
+	e.deletes[namespace] = over
+	e.appends.Add(1) // Close waits for it
+	return e.opens[namespace], func() {
+		e.mu.Lock()
+		delete(e.deletes, namespace)
+		e.mu.Unlock()
+		close(over)
+		e.appends.Done()
+	}, nil
+}
+
+// delete waits for the appends that are on their way, and lets no other begin.
+func (l *log) delete(ctx context.Context) error {
+	l.setGoing(true)
+	l.gate.Lock()
+	defer l.gate.Unlock()
+	// A namespace without history may have had a stream before.
+	if _, err := l.e.deleteStream(ctx, l.name); err != nil {
+		l.setGoing(false)
+		return err
+	}
+	l.e.mu.Lock()
+	delete(l.e.opens, l.name)
+	delete(l.e.troubles, l.name)
+	l.e.mu.Unlock()
+	if l.kept {
+		l.e.logs.Add(-1)
+	}
+	l.mu.Lock()
+	l.lost, l.ring = engine.ErrDeleted, ring{}
+	l.announceLocked()
+	l.mu.Unlock()
+	l.stop()
+	l.tailMoved()
+	return nil
+}
+
+// deleteStream deletes a namespace's stream; false if there is none. A stream that Runnel has not made is not touched.
+func (e *Engine) deleteStream(ctx context.Context, namespace string) (existed bool, err error) {
+	name := e.o.streamName(namespace)
+	i, err := e.info(ctx, name, nil)
+	switch {
+	case isCode(err, codeStreamNotFound):
+		return false, nil
+	case err != nil:
+		return false, apiError("cannot look at stream "+name, err)
+	case i.Config.Metadata[metaEpoch] == "":
+		return false, nil
+	}
+	var answer struct {
+		Error *jetstream.APIError `json:"error"`
+	}
+	err = e.api(ctx, setupWait, "STREAM.DELETE."+name, nil, &answer)
+	if err == nil && answer.Error != nil {
+		err = answer.Error
+	}
+	if err == nil || isCode(err, codeStreamNotFound) {
+		return true, nil
+	}
+	if ctx.Err() != nil {
+		return true, ctx.Err()
+	}
+	return true, apiError("cannot delete stream "+name, err)
+}
+
+func (l *log) setGoing(going bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.going = going
+}
+
+// isGoing reports whether the log is being deleted, so that a stream that is not there is no surprise.
+func (l *log) isGoing() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.going
+}
+
+// readable is why the log cannot be used any more.
+func (l *log) readable() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.lost
+}
