@@ -224,6 +224,8 @@ func judge(m *nats.Msg, err error) (ack, outcome, error) {
 	switch {
 	case errors.Is(err, errNoResponders), errors.Is(err, errAway):
 		return a, outcomeAgain, err
+	case errors.Is(err, nats.ErrMaxPayload):
+		return a, outcomeRefused, err
 	case err != nil:
 		return a, outcomeUnknown, err
 	}
