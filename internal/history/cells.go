@@ -110,6 +110,12 @@ func (c *check) sort() {
 	}
 }
 
+// remembers reports whether the id of an event must still be known when another is stored.
+func (c *check) remembers(first, then *cell) bool {
+	kept := c.ns.rules.IDsKept
+	return kept == 0 || then.offset <= first.offset+kept
+}
+
 // checkCells looks at neighbours in the log, and at equal ids.
 func (c *check) checkCells() {
 	byIdent := map[uint64]*cell{}
@@ -127,7 +133,7 @@ func (c *check) checkCells() {
 			if cl.ident == 0 {
 				continue
 			}
-			if first := byIdent[cl.ident]; first != nil && c.sees(cl, first) && c.within(first.time, cl.time) {
+			if first := byIdent[cl.ident]; first != nil && c.sees(cl, first) && c.within(first.time, cl.time) && c.remembers(first, cl) {
 				c.report(RuleDedup, "%s is stored at offsets %s and %s", c.what(cl.topic, cl.content, cl.time),
 					c.place(int(first.stretch), first.offset), c.place(k, cl.offset))
 			}

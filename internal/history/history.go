@@ -88,6 +88,8 @@ type Rules struct {
 	Durability runnelv1.Durability
 	// DedupWindow is how long an id stays remembered; 0: the same id is always the same event.
 	DedupWindow time.Duration
+	// IDsKept, if above 0, says that an id may be forgotten once that many events follow its own.
+	IDsKept uint64
 	// TimesEnd says that the timestamp of a duplicate is 0 where retention has removed its event.
 	TimesEnd bool
 }

@@ -25,6 +25,8 @@ const (
 	ackWait = 2 * time.Second
 	// appendPatience is how long an append tries to learn its fate.
 	appendPatience = 20 * time.Second
+	// awayPatience is the same while there is no connection, if nothing was sent that may have been stored.
+	awayPatience = 500 * time.Millisecond
 	// feedWait is how long an acknowledged event may take to come out of the consumer before its append begins to watch head.
 	// Many that watch wake each other up.
 	feedWait = 20 * time.Millisecond
@@ -227,6 +229,8 @@ func judge(m *nats.Msg, err error) (ack, outcome, error) {
 	switch {
 	case errors.Is(err, errNoResponders), errors.Is(err, errAway):
 		return a, outcomeAgain, err
+	case errors.Is(err, nats.ErrMaxPayload):
+		return a, outcomeRefused, err
 	case err != nil:
 		return a, outcomeUnknown, err
 	}
@@ -260,7 +264,7 @@ func (l *log) storeOne(ctx context.Context, en *engine.Entry, s *sending, unknow
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(l.e.killed, cancel)()
-	deadline := time.Now().Add(appendPatience)
+	began := time.Now()
 	for n := 0; ; n++ {
 		a, what, err := l.attempt(ctx, m, s)
 		switch {
@@ -275,7 +279,11 @@ func (l *log) storeOne(ctx context.Context, en *engine.Entry, s *sending, unknow
 		case what == outcomeUnknown:
 			unknown = true
 		}
-		if ctx.Err() == nil && time.Now().Before(deadline) {
+		patience := appendPatience
+		if !unknown && errors.Is(err, errAway) {
+			patience = awayPatience
+		}
+		if ctx.Err() == nil && time.Since(began) < patience {
 			_ = pause(ctx, n) // what ends it ends the next attempt too
 			continue
 		}

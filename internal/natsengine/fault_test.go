@@ -249,7 +249,7 @@ func TestAway(t *testing.T) {
 		t.Fatal(err)
 	}
 	c.Stop(0)
-	until(t, "health", func() bool { return errors.Is(e.Health(), engine.ErrUnavailable) })
+	until(t, "health", func() bool { return errors.Is(e.Health(), engine.ErrUnavailable) && !e.write.up() })
 	began := time.Now()
 	if res, err := l.Append(t.Context(), []engine.Entry{entry("n.a", "10")}, engine.AppendEach); !errors.Is(err, engine.ErrUnavailable) {
 		t.Errorf("%+v, %v", res, err)

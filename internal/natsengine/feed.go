@@ -63,7 +63,7 @@ func (l *log) follow() {
 		if l.State().Head != before {
 			failures = 0
 		}
-		if !errors.Is(err, errSilent) && !errors.Is(err, errGap) {
+		if failures == 0 && !errors.Is(err, errSilent) && !errors.Is(err, errGap) {
 			l.e.o.Logger.Warn("cannot follow the stream", "namespace", l.name, "error", oneLine(err))
 		}
 		_ = pause(ctx, failures) // the loop looks at ctx

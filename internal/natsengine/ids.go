@@ -57,11 +57,11 @@ func (d *ids) claim(id string, s *sending) (k *known, mine bool) {
 }
 
 // forget gives up ids whose events did not come back.
-func (d *ids) forget(list ...*known) {
+func (d *ids) forget(list []*known) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	for _, k := range list {
-		if k != nil && !k.sending.isSeen() && d.known[k.id] == k {
+		if !k.sending.isSeen() && d.known[k.id] == k {
 			delete(d.known, k.id)
 		}
 	}

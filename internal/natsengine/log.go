@@ -57,7 +57,7 @@ func (e *Engine) openLog(name string, cfg engine.Config) (*log, error) {
 		return l, l.open()
 	}
 	l.stream = e.o.streamName(name)
-	i, err := e.stream(e.ctx, name, cfg)
+	i, err := e.stream(e.killed, name, cfg)
 	if err != nil {
 		return nil, err
 	}
@@ -229,15 +229,23 @@ func (l *log) renew(i *streamInfo) {
 
 // watch looks at the stream now and then: retention by age and by bytes, and what other nodes trim, show only there.
 func (l *log) watch() {
-	const every = time.Second
+	const (
+		every = time.Second
+		quiet = 5 // times as long where nothing is published and nothing grows old
+	)
 	tick := time.NewTicker(every)
 	defer tick.Stop()
-	for {
+	for n, head := 1, uint64(0); ; n++ {
 		select {
 		case <-tick.C:
 		case <-l.ctx.Done():
 			return
 		}
+		s := l.State()
+		if s.Head == head && l.cfg.Load().MaxAge == 0 && n%quiet != 0 && l.e.Health() == nil {
+			continue
+		}
+		head = s.Head
 		i, err := l.e.info(l.ctx, l.stream, nil)
 		if l.ctx.Err() != nil {
 			return

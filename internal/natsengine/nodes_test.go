@@ -84,6 +84,10 @@ func TestNodes(t *testing.T) {
 			t.Errorf("%d events, want 40", len(got))
 		}
 	}
+	large := entry("n.a", strings.Repeat("x", 5<<20))
+	if res, err := logs[0].Append(t.Context(), []engine.Entry{large}, engine.AppendEach); !errors.Is(err, nats.ErrMaxPayload) {
+		t.Errorf("an event that NATS does not take: %+v, %v", res, err)
+	}
 	if oldest, err := logs[0].Trim(t.Context(), 10); err != nil || oldest != 11 {
 		t.Errorf("trimmed: oldest %d, %v", oldest, err)
 	}

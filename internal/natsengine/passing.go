@@ -178,6 +178,7 @@ func (l *log) appendPassing(ctx context.Context, entries []engine.Entry, mode en
 	defer l.e.window.Release(int64(min(len(entries), appendWindow)))
 	results := make([]engine.Result, len(entries))
 	waits := make([]*known, len(entries))
+	var mine []*known
 	var list []*sending
 	defer func() { l.sendingEnds(list...) }()
 	stopped := false
@@ -196,19 +197,20 @@ func (l *log) appendPassing(ctx context.Context, entries []engine.Entry, mode en
 		list = append(list, s)
 		k := &known{sending: s}
 		if en.Dedup {
-			var mine bool
-			if k, mine = l.ids.claim(hashID(en.Topic, en.ID), s); !mine {
+			var fresh bool
+			if k, fresh = l.ids.claim(hashID(en.Topic, en.ID), s); !fresh {
 				results[i].Duplicate = true
 				waits[i] = k
 				continue
 			}
+			mine = append(mine, k)
 		}
 		waits[i] = k
 		m := &nats.Msg{Subject: l.e.o.subject(en.Topic.String()), Data: en.Body, Header: nats.Header{
 			headerName: {s.name}, headerTime: {strconv.FormatInt(time.Now().UnixMilli(), 10)},
 		}}
 		if err := l.e.write.nc.PublishMsg(m); err != nil {
-			l.ids.forget(waits[:i+1]...)
+			l.ids.forget(mine)
 			if i == 0 {
 				return nil, fmt.Errorf("%w: %w", engine.ErrUnavailable, sendError(err))
 			}
@@ -220,8 +222,8 @@ func (l *log) appendPassing(ctx context.Context, entries []engine.Entry, mode en
 			continue
 		}
 		if err := l.echo(ctx, k.sending); err != nil {
-			if !errors.Is(err, ctx.Err()) || ctx.Err() == nil {
-				l.ids.forget(waits...)
+			if errors.Is(err, engine.ErrStorageFailed) {
+				l.ids.forget(mine) // may be sent again
 			}
 			return nil, err
 		}

@@ -25,7 +25,11 @@ type account struct {
 // account begins the history of a log that is empty.
 func (g *rig) account(l engine.Log) *account {
 	a := &account{g: g, rec: history.New()}
-	a.rec.Namespace(l.Namespace(), history.Rules{Durability: g.f.durability(g.history), DedupWindow: g.cfg.DedupWindow, TimesEnd: g.f.External})
+	rules := history.Rules{Durability: g.f.durability(g.history), DedupWindow: g.cfg.DedupWindow}
+	if g.f.External { // what keeps the logs may itself end and begin again, and then knows of ids what is in the logs
+		rules.IDsKept, rules.TimesEnd = g.cfg.MaxEvents, true
+	}
+	a.rec.Namespace(l.Namespace(), rules)
 	a.opened(l, history.Opening{})
 	return a
 }

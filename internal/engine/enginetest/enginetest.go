@@ -3,7 +3,7 @@
 // do are left out, and each kind of history is held to what it promises.
 //
 // A case looks at one sentence of the contract in package engine. The fault runs at the end do everything at once, with
-// publishers, readers and tails running through power losses, restarts and failing writes, and hand what happened to package
+// publishers, readers and tails running through power losses, restarts, failing writes and disturbances, and hand what happened to package
 // history. They print their seed when they fail; RUNNEL_SEED repeats one, and RUNNEL_ROUNDS sets how many rounds there are.
 //
 // The suite itself is proved by its own tests: a simple engine passes it, and each of many broken variants of that engine
