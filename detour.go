@@ -102,7 +102,11 @@ func (d *detour) close() {
 func (d *detour) others(than string) bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return len(endpointsOf(without(d.state, than))) > 0 && len(endpointsOf(d.state)) > 1
+	ctx, cancel := context.WithTimeout(context.Background(), lookupTimeout)
+	defer cancel()
+	return slices.ContainsFunc(endpointsOf(without(d.state, than)), func(e resolver.Endpoint) bool {
+		return slices.ContainsFunc(e.Addresses, func(a resolver.Address) bool { return a.Addr != than && !leadsTo(ctx, a.Addr, than) })
+	})
 }
 
 // endpointsOf are the endpoints of a state, also of one that has only addresses.
@@ -119,12 +123,17 @@ func endpointsOf(s resolver.State) []resolver.Endpoint {
 
 // without is a state without one address, unless nothing would be left.
 func without(s resolver.State, address string) resolver.State {
+	ctx, cancel := context.WithTimeout(context.Background(), lookupTimeout)
+	defer cancel()
 	all := endpointsOf(s)
 	// Addresses of peers are numbers. A name is looked up only where no number is the one.
-	for _, same := range []func(a, b string) bool{equal, leadsTo} {
+	for _, same := range []func(a string) bool{
+		func(a string) bool { return a == address },
+		func(a string) bool { return leadsTo(ctx, a, address) },
+	} {
 		var left []resolver.Endpoint
 		for _, e := range all {
-			if !slices.ContainsFunc(e.Addresses, func(a resolver.Address) bool { return same(a.Addr, address) }) {
+			if !slices.ContainsFunc(e.Addresses, func(a resolver.Address) bool { return same(a.Addr) }) {
 				left = append(left, e)
 			}
 		}
@@ -139,20 +148,16 @@ func without(s resolver.State, address string) resolver.State {
 	return s
 }
 
-func equal(a, b string) bool { return a == b }
-
-// lookupTimeout bounds how long names are looked up, since nothing is resolved meanwhile.
+// lookupTimeout bounds how long the names of a list are looked up, all together, since nothing is resolved meanwhile.
 const lookupTimeout = time.Second
 
 // leadsTo reports whether an address with a name is that of a peer.
-func leadsTo(address, peer string) bool {
+func leadsTo(ctx context.Context, address, peer string) bool {
 	host, port, err := net.SplitHostPort(address)
 	ip, peerPort, peerErr := net.SplitHostPort(peer)
-	if err != nil || peerErr != nil || port != peerPort || net.ParseIP(host) != nil || net.ParseIP(ip) == nil {
+	if err != nil || peerErr != nil || port != peerPort || net.ParseIP(host) != nil || net.ParseIP(ip) == nil || ctx.Err() != nil {
 		return false
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), lookupTimeout)
-	defer cancel()
 	found, err := net.DefaultResolver.LookupHost(ctx, host)
 	return err == nil && slices.Contains(found, ip)
 }

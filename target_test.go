@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -100,14 +101,15 @@ func open(t *testing.T, s *runneltest.Server) int {
 // pause.
 func TestListMovesOn(t *testing.T) {
 	t.Parallel()
-	for name, balancing := range map[string]runnel.Balancing{"127.0.0.1": runnel.PickFirst, "localhost": runnel.PickFirst, "::": runnel.RoundRobin} {
-		t.Run(name+string(balancing), func(t *testing.T) {
+	for _, c := range []struct {
+		host      string
+		balancing runnel.Balancing
+	}{{"127.0.0.1", runnel.PickFirst}, {"localhost", runnel.PickFirst}, {"127.0.0.1", runnel.RoundRobin}} {
+		t.Run(c.host+" "+string(c.balancing), func(t *testing.T) {
 			t.Parallel()
 			all, list := fleet(t, 3, server.Config{DrainNotice: 5 * time.Second})
-			if name == "localhost" {
-				list = strings.ReplaceAll(list, "127.0.0.1", name)
-			}
-			client, err := runnel.Dial(list, runnel.WithBalancing(balancing), runnel.WithConnectTimeout(30*time.Second))
+			list = strings.ReplaceAll(list, "127.0.0.1", c.host)
+			client, err := runnel.Dial(list, runnel.WithBalancing(c.balancing), runnel.WithConnectTimeout(30*time.Second))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -327,5 +329,26 @@ func TestListAndEndpoints(t *testing.T) {
 	told[0].Stop()
 	if n := open(t, all[0]); n != 1 {
 		t.Errorf("%d sessions are at the server of the list that is left", n)
+	}
+}
+
+// What is reached in other ways than by an address works as it does for any client of grpc's.
+func TestUnixSocket(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "s")
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	runneltest.StartServer(t, server.Config{Listener: l})
+	for _, target := range []string{"unix:" + path, "unix://" + path} {
+		c, err := runnel.Dial(target)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := c.Publish(t.Context(), "a.b", nil); err != nil {
+			t.Error(err)
+		}
+		c.Close()
 	}
 }

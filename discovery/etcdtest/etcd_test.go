@@ -23,6 +23,7 @@ type cluster struct {
 	t    *testing.T
 	cfg  *embed.Config
 	node *embed.Etcd
+	runs bool
 }
 
 func newCluster(t *testing.T) *cluster {
@@ -36,8 +37,16 @@ func newCluster(t *testing.T) *cluster {
 	cfg.ListenClientUrls, cfg.ListenPeerUrls = []url.URL{*any}, []url.URL{*any}
 	c := &cluster{t: t, cfg: cfg}
 	c.start()
-	t.Cleanup(func() { c.node.Close() })
+	t.Cleanup(c.end)
 	return c
+}
+
+// end stops etcd, if it runs.
+func (c *cluster) end() {
+	if c.runs {
+		c.runs = false
+		c.node.Close()
+	}
 }
 
 func (c *cluster) start() {
@@ -52,6 +61,7 @@ func (c *cluster) start() {
 	if err != nil {
 		c.t.Fatal(err)
 	}
+	c.runs = true
 	<-c.node.Server.ReadyNotify()
 	addr, err := url.Parse("http://" + c.addr())
 	if err != nil {
@@ -143,7 +153,12 @@ func resolve(t *testing.T, client *clientv3.Client, service string) *told {
 
 func register(t *testing.T, client *clientv3.Client, service, address string) *etcd.Registration {
 	t.Helper()
-	r, err := etcd.Register(t.Context(), client, service, address, etcd.WithTTL(2*time.Second))
+	return registerFor(t, client, service, address, 2*time.Second)
+}
+
+func registerFor(t *testing.T, client *clientv3.Client, service, address string, ttl time.Duration) *etcd.Registration {
+	t.Helper()
+	r, err := etcd.Register(t.Context(), client, service, address, etcd.WithTTL(ttl))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -201,14 +216,15 @@ func TestListedAgain(t *testing.T) {
 // its history.
 func TestOutage(t *testing.T) {
 	t.Parallel()
+	const ttl = 8 * time.Second // while etcd stops no lease is to expire: it would be an honest change
 	c := newCluster(t)
 	seen := resolve(t, c.client(), "svc")
-	one := register(t, c.client(), "svc", "a:1")
-	register(t, c.client(), "svc", "b:1")
+	one := registerFor(t, c.client(), "svc", "a:1", ttl)
+	registerFor(t, c.client(), "svc", "b:1", ttl)
 	seen.wait(t, "a:1", "b:1")
-	c.node.Close()
-	time.Sleep(3 * time.Second) // longer than a lease lives
-	late := register(t, c.client(), "svc", "c:1")
+	c.end()
+	time.Sleep(ttl + time.Second) // longer than a lease lives
+	late := registerFor(t, c.client(), "svc", "c:1", ttl)
 	one.Close() // cannot say so
 	seen.wait(t, "a:1", "b:1")
 	c.start()
