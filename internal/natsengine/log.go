@@ -23,7 +23,7 @@ type log struct {
 	taken  chan struct{} // receives when a tail has moved or closed; for logs without history
 	ids    *ids          // of a log without history
 
-	// gate is held for reading by appends: only a deletion closes it.
+	// gate is held for reading by appends and by whoever reads the stream: only a deletion closes it.
 	gate sync.RWMutex
 
 	mu     sync.Mutex

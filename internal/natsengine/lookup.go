@@ -145,6 +145,8 @@ func (l *log) timeOf(ctx context.Context, offset uint64) (int64, error) {
 
 // LastOffsets implements engine.Log.
 func (l *log) LastOffsets(ctx context.Context, p topic.Pattern, upTo uint64, limit int) ([]uint64, error) {
+	l.gate.RLock()
+	defer l.gate.RUnlock()
 	s, err := l.view(ctx)
 	if err != nil || !s.History {
 		return nil, err
@@ -186,6 +188,8 @@ func (l *log) LastOffsets(ctx context.Context, p topic.Pattern, upTo uint64, lim
 
 // AfterLast implements engine.Log: it reads stretches of the log, each twice as long as the one behind it.
 func (l *log) AfterLast(ctx context.Context, p topic.Pattern, n int, upTo uint64) (uint64, error) {
+	l.gate.RLock()
+	defer l.gate.RUnlock()
 	s, err := l.view(ctx)
 	if err != nil || !s.History {
 		return s.Head, err
@@ -217,7 +221,7 @@ func (l *log) AfterLast(ctx context.Context, p topic.Pattern, n int, upTo uint64
 // offsets are those of the events of a pattern in (after, to], ascending.
 func (l *log) offsets(ctx context.Context, p topic.Pattern, after, to uint64) (list []uint64, err error) {
 	for after < to {
-		page, err := l.Read(ctx, engine.ReadRequest{Pattern: p, After: after, To: to, MaxBytes: getBytes})
+		page, err := l.read(ctx, engine.ReadRequest{Pattern: p, After: after, To: to, MaxBytes: getBytes})
 		if err != nil {
 			return nil, err
 		}
@@ -231,6 +235,8 @@ func (l *log) offsets(ctx context.Context, p topic.Pattern, after, to uint64) (l
 
 // BeforeTime implements engine.Log.
 func (l *log) BeforeTime(ctx context.Context, t int64) (uint64, error) {
+	l.gate.RLock()
+	defer l.gate.RUnlock()
 	s, err := l.view(ctx)
 	if err != nil || !s.History {
 		return s.Head, err
@@ -278,6 +284,8 @@ func (l *log) Topic(ctx context.Context, n topic.Name) (engine.TopicState, bool,
 
 // Topics implements engine.Log.
 func (l *log) Topics(ctx context.Context, p topic.Pattern, after string, limit int) (list []engine.TopicState, more bool, err error) {
+	l.gate.RLock()
+	defer l.gate.RUnlock()
 	s, err := l.view(ctx)
 	if err != nil || !s.History {
 		return nil, false, err
@@ -348,6 +356,8 @@ func (l *log) describeOne(ctx context.Context, m message) (t engine.TopicState, 
 
 // Trim implements engine.Log.
 func (l *log) Trim(ctx context.Context, upTo uint64) (oldest uint64, err error) {
+	l.gate.RLock()
+	defer l.gate.RUnlock()
 	s, err := l.view(ctx)
 	if err != nil {
 		return 0, err

@@ -24,6 +24,12 @@ var errStale = errors.New("the replicas that answer are behind")
 
 // Read implements engine.Log: recent events from memory, older ones from any replica.
 func (l *log) Read(ctx context.Context, r engine.ReadRequest) (engine.Page, error) {
+	l.gate.RLock()
+	defer l.gate.RUnlock()
+	return l.read(ctx, r)
+}
+
+func (l *log) read(ctx context.Context, r engine.ReadRequest) (engine.Page, error) {
 	s, err := l.view(ctx)
 	if err != nil {
 		return engine.Page{}, err
@@ -293,6 +299,8 @@ func (l *log) readFiltered(ctx context.Context, p *page, subject string) error {
 
 // ReadAt implements engine.Log.
 func (l *log) ReadAt(ctx context.Context, offsets []uint64, maxBytes int) (engine.Page, error) {
+	l.gate.RLock()
+	defer l.gate.RUnlock()
 	s, err := l.view(ctx)
 	if err != nil {
 		return engine.Page{}, err
