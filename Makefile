@@ -1,6 +1,6 @@
 # make help says what there is. Everything needs Go only; tools are built from tools/ at the versions pinned there.
 .DEFAULT_GOAL := help
-.PHONY: help build check generate test race fuzz bench accounting memory attacks crash
+.PHONY: help build check generate test race fuzz bench accounting memory attacks crash restarts spread
 
 FUZZTIME ?= 30s
 BENCH ?= .
@@ -47,3 +47,10 @@ attacks: ## What hostile clients throw at a server, at full size, beside a bysta
 crash: ## The long fault tests: the server is killed over and over while clients publish and follow; minutes
 	RUNNEL_CRASH=1 go test -count=1 -timeout=60m -v -run='^TestCrash' ./e2e/...
 	RUNNEL_CRASH=1 go test -count=1 -timeout=60m ./internal/pebbleengine/...
+
+restarts: ## Ten restarts under 500 subscribers and 1,000 events/s: nothing lost, nothing twice, and the longest pause
+	RUNNEL_RESTARTS=1 go test -count=1 -timeout=10m -v -run='^TestRollingRestart' ./e2e
+
+spread: ## How 1,000 sessions spread over servers found in etcd, and over servers of different size
+	cd discovery/etcdtest && RUNNEL_SPREAD=1000 go test -count=1 -timeout=10m -v -run='^TestSpread$$' .
+	RUNNEL_SPREAD=1 go test -count=1 -timeout=10m -v -run='^TestWeighted$$' ./e2e

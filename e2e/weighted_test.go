@@ -18,7 +18,7 @@ import (
 // which is the least that gRPC allows, so the test runs only where RUNNEL_SPREAD is set.
 func TestWeighted(t *testing.T) {
 	if os.Getenv("RUNNEL_SPREAD") == "" {
-		t.Skip("takes a minute; RUNNEL_SPREAD=1 runs it")
+		t.Skip("takes a minute; make spread runs it")
 	}
 	var addresses []string
 	var servers []*runneltest.Server
