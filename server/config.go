@@ -16,9 +16,15 @@ import (
 type Config struct {
 	Listen   string // gRPC address; default 127.0.0.1:50051
 	Admin    string // address of metrics and health checks; default 127.0.0.1:9464; "off" for none
-	Data     string // data directory; default "data"
+	Data     string // data directory, where Engine is embedded; default "data"
 	Insecure bool   // allows addresses other than loopback without TLS and authentication
 	Dev      bool   // namespaces appear on first use, with Defaults
+
+	Engine string // what keeps the events: Embedded (default) or OnNATS
+	NATS   NATS   // the cluster, where Engine is OnNATS
+	// Node is who this server is among those that share a cluster, each another: letters, digits, -, _ and dots. Default: the name of the
+	// machine and the port of Listen.
+	Node string
 
 	DrainTimeout time.Duration // at most this until a stop is forced; default 30 s
 	DrainSpread  time.Duration // sessions are told to move one after the other over this time; default 2 s, at most half of DrainTimeout
@@ -66,7 +72,7 @@ type Config struct {
 
 // Limits bound what clients may do.
 type Limits struct {
-	MaxPayloadBytes         int // of an event; default 1 MiB
+	MaxPayloadBytes         int // of an event; default 1 MiB, on NATS 896 KiB
 	MaxHeadersBytes         int // of an event; default 16 KiB
 	MaxSubscriptions        int // of a session; default 100
 	MaxStreamsPerConnection int // default 1,000
@@ -171,6 +177,9 @@ func (c Config) withDefaults() (Config, error) {
 	}
 	c.DrainNotice = min(c.DrainNotice, c.DrainTimeout/4)
 	set(&c.SendTimeout, 30*time.Second)
+	if err := c.checkEngine(); err != nil {
+		return c, err
+	}
 	set(&c.Limits.MaxPayloadBytes, 1<<20)
 	set(&c.Limits.MaxHeadersBytes, 16<<10)
 	set(&c.Limits.MaxSubscriptions, 100)
@@ -216,6 +225,28 @@ func (c Config) withDefaults() (Config, error) {
 	}
 	c.Namespaces = all
 	return c, nil
+}
+
+// checkEngine fills in and checks what says where events are kept.
+func (c *Config) checkEngine() error {
+	if c.Node != "" {
+		if err := CheckNode(c.Node); err != nil {
+			return err
+		}
+	}
+	set(&c.NATS.Replicas, 3)
+	set(&c.NATS.Prefix, "runnel")
+	switch {
+	case c.Engine == OnNATS:
+		set(&c.Limits.MaxPayloadBytes, natsPayload)
+		return c.NATS.check()
+	case c.Engine == "" && len(c.NATS.URLs) > 0:
+		return errors.New("nats: urls are named, and the engine is not; write engine: nats, or engine: embedded to leave NATS alone")
+	case c.Engine != "" && c.Engine != Embedded:
+		return fmt.Errorf("engine %q is not one of embedded, nats", c.Engine)
+	}
+	c.Engine = Embedded
+	return nil
 }
 
 // Check returns c with all defaults filled in; an error says in one line what is wrong.

@@ -42,20 +42,22 @@ func (s *Server) figures() []admin.Figure {
 	counter("runnel_slow_consumers_total", "Sessions ended because their clients were too slow.", float64(m.Slow.Load()))
 	e := s.engine.Figures()
 	gauge("runnel_namespaces", "Namespaces whose logs are open.", float64(e.Namespaces))
-	gauge("runnel_storage_disk_bytes", "Bytes of the storage engine's files.", float64(e.DiskBytes))
-	gauge("runnel_storage_free_bytes", "Free bytes of the data directory's file system, when last looked at.", float64(e.FreeBytes))
-	gauge("runnel_storage_reserve_bytes", "Free bytes below which publishes are refused.", float64(e.Reserve))
-	gauge("runnel_storage_wal_bytes", "Bytes of live write-ahead logs.", float64(e.WALBytes))
-	counter("runnel_storage_wal_written_bytes_total", "Bytes written to write-ahead logs.", float64(e.WALWritten))
-	gauge("runnel_storage_memtable_bytes", "Bytes of memtables.", float64(e.Memtables))
-	counter("runnel_storage_flushes_total", "Flushes of memtables.", float64(e.Flushes))
-	counter("runnel_storage_compactions_total", "Compactions.", float64(e.Compactions))
-	gauge("runnel_storage_compaction_debt_bytes", "Bytes that compactions have yet to look at.", float64(e.Debt))
-	gauge("runnel_storage_read_amplification", "Sorted runs that a read looks into.", float64(e.ReadAmp))
+	if s.cfg.Engine == Embedded { // the disks of NATS are its own
+		gauge("runnel_storage_disk_bytes", "Bytes of the storage engine's files.", float64(e.DiskBytes))
+		gauge("runnel_storage_free_bytes", "Free bytes of the data directory's file system, when last looked at.", float64(e.FreeBytes))
+		gauge("runnel_storage_reserve_bytes", "Free bytes below which publishes are refused.", float64(e.Reserve))
+		gauge("runnel_storage_wal_bytes", "Bytes of live write-ahead logs.", float64(e.WALBytes))
+		counter("runnel_storage_wal_written_bytes_total", "Bytes written to write-ahead logs.", float64(e.WALWritten))
+		gauge("runnel_storage_memtable_bytes", "Bytes of memtables.", float64(e.Memtables))
+		counter("runnel_storage_flushes_total", "Flushes of memtables.", float64(e.Flushes))
+		counter("runnel_storage_compactions_total", "Compactions.", float64(e.Compactions))
+		gauge("runnel_storage_compaction_debt_bytes", "Bytes that compactions have yet to look at.", float64(e.Debt))
+		gauge("runnel_storage_read_amplification", "Sorted runs that a read looks into.", float64(e.ReadAmp))
+	}
 	failed := 0.0
 	if e.Failed {
 		failed = 1
 	}
-	gauge("runnel_storage_failed", "1 while the disk takes no writes.", failed)
+	gauge("runnel_storage_failed", "1 while the storage takes no events.", failed)
 	return list
 }

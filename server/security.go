@@ -133,8 +133,13 @@ func unnamed(err error, prefix string) error {
 	return errors.New(strings.TrimPrefix(err.Error(), prefix))
 }
 
-// CheckFiles reads the files of certificates and keys, and checks that they, issuers and roles go together. It starts nothing.
+// CheckFiles reads the files of certificates, keys and credentials, and checks that they, issuers and roles go together. It starts nothing.
 func (c *Config) CheckFiles() error {
+	if c.Engine == OnNATS {
+		if err := c.NATS.checkFiles(); err != nil {
+			return err
+		}
+	}
 	_, err := newSecurity(c)
 	return err
 }
@@ -221,7 +226,11 @@ func (s *security) open(cfg *Config, m *admin.Metrics) (err error) {
 		s.audit = audit.New(slog.New(slog.NewJSONHandler(s.auditFile, nil)))
 	}
 	if s.authority.policy != nil {
-		if s.revocations, err = auth.OpenRevocations(filepath.Join(cfg.Data, "revocations.json")); err != nil {
+		file := filepath.Join(cfg.Data, "revocations.json")
+		if cfg.Engine == OnNATS {
+			file = "" // there is no data directory
+		}
+		if s.revocations, err = auth.OpenRevocations(file); err != nil {
 			return errors.Join(err, s.close())
 		}
 	}

@@ -12,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
 	"runtime"
 	"sync"
 	"sync/atomic"
@@ -36,7 +37,6 @@ import (
 	"github.com/runnelhq/runnel/internal/engine"
 	"github.com/runnelhq/runnel/internal/grpcapi"
 	"github.com/runnelhq/runnel/internal/hub"
-	"github.com/runnelhq/runnel/internal/pebbleengine"
 	"github.com/runnelhq/runnel/internal/session"
 	"github.com/runnelhq/runnel/internal/telemetry"
 )
@@ -56,6 +56,7 @@ type Server struct {
 	listener net.Listener
 	admin    net.Listener // nil: none
 	engine   storage
+	node     string // who this server is among others
 	metrics  *admin.Metrics
 	health   *health.Server
 	budget   *budget.Budget
@@ -78,19 +79,7 @@ type Server struct {
 	ran bool
 }
 
-// storage is an engine, and what operators want to know of it and may do with it while it runs.
-type storage interface {
-	engine.Engine
-	// Opened returns a namespace's log if it is open, else nil.
-	Opened(namespace string) engine.Log
-	// Namespaces describes the namespaces whose logs are open, by name.
-	Namespaces() []engine.NamespaceState
-	Figures() engine.Figures
-	// Configure puts namespaces' limits in force as they are configured now.
-	Configure()
-}
-
-// New opens the data directory and the listeners; Run serves. Errors are one line that says what to do. Without Run, Close
+// New opens the data directory, or connects to NATS, and opens the listeners; Run serves. Errors are one line that says what to do. Without Run, Close
 // frees what was opened.
 func New(cfg Config) (*Server, error) {
 	cfg, err := cfg.withDefaults()
@@ -117,6 +106,8 @@ func New(cfg Config) (*Server, error) {
 			return nil, errors.Join(err, s.listener.Close())
 		}
 	}
+	host, _ := os.Hostname() // without a name the port will do
+	s.node = nodeID(cfg.Node, host, s.listener.Addr())
 	if s.engine, err = s.open(); err != nil {
 		s.closeListeners()
 		return nil, err
@@ -126,13 +117,6 @@ func New(cfg Config) (*Server, error) {
 		return nil, errors.Join(err, s.engine.Close())
 	}
 	return s, nil
-}
-
-// open opens the engine.
-func (s *Server) open() (storage, error) {
-	return pebbleengine.Open(pebbleengine.Options{
-		Dir: s.cfg.Data, Logger: s.cfg.Logger, MaxNamespaces: s.cfg.Limits.MaxNamespaces, Namespace: s.engineConfig,
-	})
 }
 
 func listen(address, flag string) (net.Listener, error) {

@@ -40,16 +40,19 @@ type revoked struct{ kind, value string }
 
 // Revocations are kept in a file, so that they outlive the process.
 type Revocations struct {
-	path string
+	path string // empty: they are kept in memory only
 
 	mu  sync.RWMutex
 	all map[revoked]Revocation
 }
 
-// OpenRevocations reads the file at path, if there is one. A damaged file is an error: to go on without it would let back in who was
+// OpenRevocations reads the file at path, if there is one; an empty path means no file. A damaged file is an error: to go on without it would let back in who was
 // thrown out.
 func OpenRevocations(path string) (*Revocations, error) {
 	r := &Revocations{path: path, all: map[revoked]Revocation{}}
+	if path == "" {
+		return r, nil
+	}
 	b, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return r, nil
@@ -170,6 +173,9 @@ func (r *Revocations) listLocked() []Revocation {
 
 // writeLocked replaces the file as a whole, and is over when that would survive a power failure.
 func (r *Revocations) writeLocked() error {
+	if r.path == "" {
+		return nil
+	}
 	b, err := json.MarshalIndent(r.listLocked(), "", "\t")
 	if err != nil {
 		return err

@@ -2,7 +2,7 @@
 // wins: defaults, file, environment, flags.
 //
 // Every setting has one key, written with dots: limits.max_payload_bytes. In the file the dots are nesting; the environment
-// variable is RUNNEL_LIMITS_MAX_PAYLOAD_BYTES; settings without a dot are also flags, as --log-level is log_level. A setting of
+// variable is RUNNEL_LIMITS_MAX_PAYLOAD_BYTES; settings without a dot are also flags, as --log-level is log_level, and --nats-urls is nats.urls. A setting of
 // a namespace is namespaces.quotes.max_age and RUNNEL_NAMESPACES_QUOTES_MAX_AGE; a name in a variable means the namespace of the file
 // that is written so in capitals, _ for all but letters and digits, and is else read in lower case.
 //
@@ -160,8 +160,9 @@ func (l *loader) variable(name, text string) {
 	switch {
 	case text == "" || slices.Contains(notSettings, name):
 		return
-	case rest == "PORT" || strings.HasPrefix(rest, "PORT_") || strings.HasPrefix(rest, "SERVICE_"):
-		return // Kubernetes sets these beside a service named runnel
+	case rest == "PORT" || strings.HasPrefix(rest, "PORT_") || strings.HasPrefix(rest, "SERVICE_"),
+		rest == "NATS_PORT" || strings.HasPrefix(rest, "NATS_PORT_") || strings.HasPrefix(rest, "NATS_SERVICE_"):
+		return // Kubernetes sets these beside services named runnel and runnel-nats
 	}
 	key, err := l.variableKey(rest)
 	if err != nil {

@@ -68,7 +68,7 @@ func TestDefaults(t *testing.T) {
 
 // A field of server.Config that is added must get a key, or be named here.
 func TestEveryFieldHasAKey(t *testing.T) {
-	notKeys := []string{"TLS", "OTLP", "Issuers", "Roles", "Limits", "Defaults", "Namespaces", "Logger", "Listener", "Reread", "Text", "Version", "Announce"}
+	notKeys := []string{"TLS", "OTLP", "Issuers", "Roles", "Limits", "Defaults", "Namespaces", "Logger", "Listener", "Reread", "Text", "Version", "Announce", "NATS"}
 	var want []string
 	for f := range reflect.TypeFor[server.Config]().Fields() {
 		if !slices.Contains(notKeys, f.Name) {
@@ -80,6 +80,14 @@ func TestEveryFieldHasAKey(t *testing.T) {
 	}
 	for f := range reflect.TypeFor[server.OTLP]().Fields() {
 		want = append(want, "otlp."+f.Name)
+	}
+	for f := range reflect.TypeFor[server.NATS]().Fields() {
+		if f.Name != "TLS" {
+			want = append(want, "nats."+f.Name)
+		}
+	}
+	for f := range reflect.TypeFor[server.NATSTLS]().Fields() {
+		want = append(want, "nats.tls."+f.Name)
 	}
 	for f := range reflect.TypeFor[server.Limits]().Fields() {
 		want = append(want, "limits."+f.Name)
@@ -161,7 +169,7 @@ RUNNEL_NAMESPACES__MAX_LAG: bad namespace "": it is empty`)
 func TestFileProblems(t *testing.T) {
 	const (
 		keys   = "history, max_age, max_bytes, max_events, max_lag, max_lag_age, overflow, policies, publish_bytes, publish_rate, subscriptions"
-		top    = "admin, advertise, audit, channelz, data, defaults, dev, discovery, drain_notice, drain_spread, drain_timeout, endpoints, insecure, issuers, limits, listen, log_format, log_level, max_stream_age, namespaces, otlp, roles, send_timeout, tls"
+		top    = "admin, advertise, audit, channelz, data, defaults, dev, discovery, drain_notice, drain_spread, drain_timeout, endpoints, engine, insecure, issuers, limits, listen, log_format, log_level, max_stream_age, namespaces, nats, node, otlp, roles, send_timeout, tls"
 		limits = "client_publish_bytes, client_publish_rate, client_sessions, client_subscriptions, max_connections, max_connections_per_address, max_headers_bytes, max_namespaces, max_payload_bytes, max_streams_per_connection, max_subscriptions, memory_bytes, server_publish_bytes, server_publish_rate, server_sessions, server_subscriptions, subject_publish_bytes, subject_publish_rate, subject_sessions, subject_subscriptions"
 	)
 	for _, c := range []struct{ name, file, want string }{
@@ -288,13 +296,16 @@ func TestTemplate(t *testing.T) {
 		if name != "" && !strings.HasPrefix(line, " ") {
 			section = name
 		}
+		if section == "nats" { // it is for the other engine
+			known = name == section
+		}
 		if section == "tls" || section == "issuers" || section == "roles" { // what is optional there has no default to show
 			known = name == section || name == "identity" || name == "min_version"
 		}
 		if section == "otlp" {
 			known = name != "endpoint"
 		}
-		if commented && known && !slices.Contains([]string{"endpoints", "advertise", "discovery", "etcd", "service"}, name) && !strings.Contains(name, " ") {
+		if commented && known && !slices.Contains([]string{"endpoints", "advertise", "discovery", "etcd", "service", "node"}, name) && !strings.Contains(name, " ") {
 			line = strings.Replace(line, "# ", "", 1)
 		}
 		all = append(all, line)

@@ -53,7 +53,7 @@ func (l *loader) syntax(err error) {
 // isSection reports whether a key holds keys rather than a value.
 func isSection(key string) bool {
 	switch key {
-	case "limits", "defaults", "tls", "otlp", "discovery", "discovery.etcd":
+	case "limits", "defaults", "tls", "otlp", "discovery", "discovery.etcd", "nats", "nats.tls":
 		return true
 	}
 	return familyOf(key) != nil
@@ -112,7 +112,7 @@ func (l *loader) text(n *yaml.Node, key string) (string, bool) {
 	}
 	many := false
 	switch lookup(key).(type) {
-	case list, texts:
+	case list, texts, addresses:
 		many = true
 	}
 	if !many || n.Kind != yaml.SequenceNode {

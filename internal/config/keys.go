@@ -18,6 +18,7 @@ type option[T any] struct {
 }
 
 var (
+	engines   = []string{server.Embedded, server.OnNATS}
 	histories = []string{"disk", "os", "memory", "none"}
 	overflows = []string{"catch-up", "drop-oldest", "conflate", "disconnect"}
 
@@ -31,6 +32,32 @@ var options = []option[Config]{
 		func(c *Config) value { return address{&c.Server.Admin, true} }},
 	{"data", "data",
 		func(c *Config) value { return text{&c.Server.Data} }},
+	{"engine", "embedded",
+		func(c *Config) value { return choice{&c.Server.Engine, engines} }},
+	{"nats.urls", "",
+		func(c *Config) value { return addresses{texts{&c.Server.NATS.URLs}} }},
+	{"nats.credentials", "",
+		func(c *Config) value { return text{&c.Server.NATS.Credentials} }},
+	{"nats.nkey", "",
+		func(c *Config) value { return text{&c.Server.NATS.NKey} }},
+	{"nats.user", "",
+		func(c *Config) value { return text{&c.Server.NATS.User} }},
+	{"nats.password", "",
+		func(c *Config) value { return secret{&c.Server.NATS.Password} }},
+	{"nats.token", "",
+		func(c *Config) value { return secret{&c.Server.NATS.Token} }},
+	{"nats.tls.ca", "",
+		func(c *Config) value { return text{&c.Server.NATS.TLS.CA} }},
+	{"nats.tls.cert", "",
+		func(c *Config) value { return text{&c.Server.NATS.TLS.Cert} }},
+	{"nats.tls.key", "",
+		func(c *Config) value { return text{&c.Server.NATS.TLS.Key} }},
+	{"nats.replicas", "3",
+		func(c *Config) value { return count[int]{&c.Server.NATS.Replicas, 1, 5} }},
+	{"nats.prefix", "runnel",
+		func(c *Config) value { return text{&c.Server.NATS.Prefix} }},
+	{"node", "",
+		func(c *Config) value { return node{text{&c.Server.Node}} }},
 	{"insecure", "false",
 		func(c *Config) value { return boolean{&c.Server.Insecure} }},
 	{"dev", "false",
@@ -199,11 +226,14 @@ var namespaceOptions = []option[server.Namespace]{
 		func(n *server.Namespace) value { return count[int]{&n.Subscriptions, 0, 1 << 30} }},
 }
 
-// flagHelp is the help of each key without a dot, which is also a flag.
+// flagHelp is the help of each key that is also a flag: all without a dot, and what --engine nats needs.
 var flagHelp = map[string]string{
 	"listen":         "gRPC address",
 	"admin":          "address of metrics and health checks, or off",
-	"data":           "data directory",
+	"data":           "data directory of the embedded engine",
+	"engine":         "what keeps the events: embedded or nats",
+	"nats.urls":      "servers of the NATS cluster, separated by commas",
+	"node":           "id of this server among those that share a cluster; default the machine's name and the port",
 	"insecure":       "allow addresses other than loopback, without TLS and authentication",
 	"dev":            "namespaces appear on first use",
 	"channelz":       "serve what gRPC knows of its connections to administrators",
@@ -222,14 +252,14 @@ var flagHelp = map[string]string{
 // annotation marks the flags that are settings.
 const annotation = "runnel-setting"
 
-// AddFlags adds the flags that are settings: one for each key without a dot.
+// AddFlags adds the flags that are settings.
 func AddFlags(flags *pflag.FlagSet) {
 	for _, o := range options {
 		help, ok := flagHelp[o.key]
 		if !ok {
 			continue
 		}
-		name := strings.ReplaceAll(o.key, "_", "-")
+		name := strings.NewReplacer("_", "-", ".", "-").Replace(o.key)
 		if _, is := o.at(&Config{}).(boolean); is {
 			flags.Bool(name, false, help)
 		} else {
@@ -339,6 +369,7 @@ func (l *loader) config() (*Config, []Problem) {
 	c.Server.Namespaces = things(l, "namespaces", namespaceOptions, true)
 	c.Server.Issuers = things(l, "issuers", issuerOptions, false)
 	c.Server.Roles = things(l, "roles", roleOptions, false)
+	l.forEngine(c)
 	if len(l.problems) == 0 {
 		l.cross(c)
 	}
@@ -387,6 +418,7 @@ func (l *loader) cross(c *Config) {
 			l.problem(l.places["roles."+name], "roles.%s: %v", name, err)
 		}
 	}
+	l.crossEngine(c)
 	l.crossDiscovery(c)
 	l.crossNamespace("defaults", c.Server.Defaults)
 	for _, name := range slices.Sorted(maps.Keys(c.Server.Namespaces)) {
