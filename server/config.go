@@ -30,15 +30,18 @@ type Config struct {
 	DrainSpread  time.Duration // sessions are told to move one after the other over this time; default 2 s, at most half of DrainTimeout
 	SendTimeout  time.Duration // a client that takes nothing for this long is cut; default 30 s
 	// DrainNotice is how long a session that is told to move goes on, so that its client can begin elsewhere first. Default 2 s where there is
-	// somewhere to go, that is with Endpoints, Advertise or MaxStreamAge, else 0; at most a quarter of DrainTimeout.
+	// somewhere to go, that is with Endpoints, Advertise or MaxStreamAge, or while other nodes share the cluster, else 0; at most a quarter of
+	// DrainTimeout.
 	DrainNotice time.Duration
 	// Channelz serves what grpc-go knows of its connections and streams (grpc.channelz.v1.Channelz) to administrators.
 	Channelz bool
 	// MaxStreamAge ends sessions that are older, give or take a quarter, so that clients spread over servers that were added; 0: no limit.
 	MaxStreamAge time.Duration
-	// Endpoints are the addresses of servers that clients may go to, which they are told when they come and when they have to move.
+	// Endpoints are the addresses of servers that clients may go to, which they are told when they come and when they have to move. Those of
+	// other nodes that share the cluster come before them by themselves.
 	Endpoints []string
-	// Advertise is the address that others reach this server at, HOST:PORT; default where it listens.
+	// Advertise is the address that others reach this server at, HOST:PORT; default where it listens. Nodes that share a cluster tell it to
+	// their clients.
 	Advertise string
 	// Announce, if set, is called with that address when the server takes calls, to let others find it. What it returns is called when the
 	// server stops: after health says so, and before sessions are told. It must not take longer than some seconds.
@@ -157,6 +160,9 @@ var policies = map[string]runnelv1.OverflowPolicy{
 	"disconnect":  runnelv1.OverflowPolicy_OVERFLOW_POLICY_DISCONNECT,
 }
 
+// defaultNotice is DrainNotice where there is somewhere to go.
+const defaultNotice = 2 * time.Second
+
 func set[T comparable](field *T, value T) {
 	var zero T
 	if *field == zero {
@@ -173,7 +179,7 @@ func (c Config) withDefaults() (Config, error) {
 	set(&c.DrainSpread, 2*time.Second)
 	c.DrainSpread = min(c.DrainSpread, c.DrainTimeout/2)
 	if len(c.Endpoints) > 0 || c.Advertise != "" || c.Announce != nil || c.MaxStreamAge > 0 {
-		set(&c.DrainNotice, 2*time.Second)
+		set(&c.DrainNotice, defaultNotice)
 	}
 	c.DrainNotice = min(c.DrainNotice, c.DrainTimeout/4)
 	set(&c.SendTimeout, 30*time.Second)

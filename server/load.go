@@ -25,17 +25,22 @@ type reporter Server
 // With what all share, as recent events, a server with few sessions would look worse than it is, and be left alone.
 func (r *reporter) ServerMetrics() *orca.ServerMetrics {
 	sessions := float64(r.meter.Sessions.Load())
-	used := float64(r.budget.Used(budget.Sessions)) / float64(r.budget.Share(budget.Sessions))
-	if most := r.mostSessions.Load(); most > 0 {
-		used = max(used, sessions/float64(most))
-	}
 	held := int64(0)
 	for _, k := range budget.Kinds() {
 		held += r.budget.Used(k)
 	}
 	return &orca.ServerMetrics{
-		QPS: sessions, AppUtilization: used, CPUUtilization: -1, EPS: -1,
+		QPS: sessions, AppUtilization: (*Server)(r).utilization(), CPUUtilization: -1, EPS: -1,
 		MemUtilization: min(1, float64(held)/float64(r.budget.Limit())),
 		Utilization:    map[string]float64{}, RequestCost: map[string]float64{}, NamedMetrics: map[string]float64{},
 	}
+}
+
+// utilization is how much of its room for sessions is taken: 1 is all of it.
+func (s *Server) utilization() float64 {
+	used := float64(s.budget.Used(budget.Sessions)) / float64(s.budget.Share(budget.Sessions))
+	if most := s.mostSessions.Load(); most > 0 {
+		used = max(used, float64(s.meter.Sessions.Load())/float64(most))
+	}
+	return used
 }

@@ -53,6 +53,9 @@ func (o *operator) Info() *runnelv1.GetServerInfoResponse {
 	return i
 }
 
+// Nodes implements admin.Operator.
+func (o *operator) Nodes() *runnelv1.ListNodesResponse { return o.s.nodes.list() }
+
 // rateOver is the least time over which a rate is taken.
 const rateOver = 500 * time.Millisecond
 

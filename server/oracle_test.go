@@ -184,6 +184,10 @@ var calls = []call{
 		_, err := c.ListTopics(ctx, &runnelv1.ListTopicsRequest{Pattern: name})
 		return err
 	}},
+	{"ListNodes", "administer", true, func(ctx context.Context, c clients, _ string) error {
+		_, err := c.admin.ListNodes(ctx, &runnelv1.ListNodesRequest{})
+		return err
+	}},
 	{"GetServerInfo", "administer", true, func(ctx context.Context, c clients, _ string) error {
 		_, err := c.admin.GetServerInfo(ctx, &runnelv1.GetServerInfoRequest{})
 		return err

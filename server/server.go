@@ -57,6 +57,8 @@ type Server struct {
 	admin    net.Listener // nil: none
 	engine   storage
 	node     string // who this server is among others
+	nodes    *nodes
+	draining atomic.Bool
 	metrics  *admin.Metrics
 	health   *health.Server
 	budget   *budget.Budget
@@ -116,6 +118,10 @@ func New(cfg Config) (*Server, error) {
 		s.closeListeners()
 		return nil, errors.Join(err, s.engine.Close())
 	}
+	if err := s.join(); err != nil {
+		s.closeListeners()
+		return nil, errors.Join(err, s.engine.Close(), s.security.close())
+	}
 	return s, nil
 }
 
@@ -174,6 +180,7 @@ func (s *Server) Close() error {
 	}
 	s.ran = true
 	s.closeListeners()
+	s.nodes.leave()
 	return errors.Join(s.engine.Close(), s.security.close())
 }
 
@@ -191,6 +198,7 @@ func (s *Server) Run(ctx context.Context) error {
 	tel, err := s.telemetry(ctx)
 	if err != nil {
 		s.closeListeners()
+		s.nodes.leave()
 		return errors.Join(err, s.engine.Close(), s.security.close())
 	}
 	h := hub.New(s.engine, hub.Config{Budget: s.budget})
@@ -211,7 +219,7 @@ func (s *Server) Run(ctx context.Context) error {
 	}
 	b := broker.New(s.engine, h, rules)
 	api := grpcapi.New(b, replayer, grpcapi.Config{
-		Heartbeat: heartbeat, Silence: silence, SendTimeout: s.cfg.SendTimeout, MaxAge: s.cfg.MaxStreamAge, Notice: s.cfg.DrainNotice, Endpoints: s.cfg.Endpoints, MaxStreams: s.cfg.Limits.MaxStreamsPerConnection, Logger: s.cfg.Logger, Budget: s.budget,
+		Heartbeat: heartbeat, Silence: silence, SendTimeout: s.cfg.SendTimeout, MaxAge: s.cfg.MaxStreamAge, Notice: s.nodes.notice, Endpoints: s.nodes.elsewhere, MaxStreams: s.cfg.Limits.MaxStreamsPerConnection, Logger: s.cfg.Logger, Budget: s.budget,
 		Meter: &s.meter,
 	})
 	s.api.Store(api)
@@ -237,6 +245,7 @@ func (s *Server) Run(ctx context.Context) error {
 	background.Go(func() error { replayer.Run(parts, 2*runtime.GOMAXPROCS(0)); return nil })
 	background.Go(func() error { api.Run(parts); return nil })
 	background.Go(func() error { s.watchHealth(parts); return nil })
+	background.Go(func() error { s.nodes.run(parts); return nil })
 	background.Go(func() error { s.security.run(parts, s.cfg.Logger); return nil })
 	if s.admin != nil {
 		background.Go(func() error { return admin.Serve(parts, s.admin, s.metrics, s.ready) })
@@ -392,9 +401,13 @@ func (s *Server) ready() error {
 // announce lets others find the server, until withdraw is called.
 func (s *Server) announce() (withdraw func()) {
 	if s.cfg.Announce == nil {
-		return func() {}
+		return s.nodes.drain
 	}
-	return s.cfg.Announce(cmp.Or(s.cfg.Advertise, s.Addr().String()))
+	unlist := s.cfg.Announce(cmp.Or(s.cfg.Advertise, s.Addr().String()))
+	return func() {
+		s.nodes.drain()
+		unlist()
+	}
 }
 
 func (s *Server) drain(g *grpc.Server, api *grpcapi.Service, withdraw func()) {

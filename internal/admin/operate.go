@@ -19,6 +19,14 @@ const (
 	maxTopics       = 1000
 )
 
+// ListNodes implements runnelv1.AdminServiceServer.
+func (s *Service) ListNodes(ctx context.Context, _ *runnelv1.ListNodesRequest) (*runnelv1.ListNodesResponse, error) {
+	if _, err := s.cfg.Administrator(ctx); err != nil {
+		return nil, err
+	}
+	return s.cfg.Server.Nodes(), nil
+}
+
 // GetServerInfo implements runnelv1.AdminServiceServer.
 func (s *Service) GetServerInfo(ctx context.Context, _ *runnelv1.GetServerInfoRequest) (*runnelv1.GetServerInfoResponse, error) {
 	if _, err := s.cfg.Administrator(ctx); err != nil {

@@ -32,6 +32,7 @@ type ServiceConfig struct {
 // Operator is the server, as operators see it and act upon it.
 type Operator interface {
 	Info() *runnelv1.GetServerInfoResponse
+	Nodes() *runnelv1.ListNodesResponse
 	Sessions(match string, order runnelv1.SessionOrder, limit int) (list []*runnelv1.SessionInfo, matched int)
 	Session(id string) (*runnelv1.SessionInfo, []*runnelv1.SubscriptionInfo, bool)
 	Disconnect(pick func(id, client, subject string) bool) int

@@ -54,7 +54,7 @@ func (v addresses) Set(s string) error {
 type secret struct{ p *string }
 
 func (v secret) Set(s string) error {
-	if (text{v.p}).Set(s) != nil {
+	if text(v).Set(s) != nil {
 		return errors.New("it is not one line of printable text")
 	}
 	return nil

@@ -27,10 +27,10 @@ type Config struct {
 	Heartbeat   time.Duration
 	Silence     time.Duration
 	SendTimeout time.Duration
-	MaxAge      time.Duration // of a session, give or take a quarter; 0: no limit
-	Notice      time.Duration // how long a session goes on that was told to move; 0: it ends at once
-	Endpoints   []string      // where clients may go
-	MaxStreams  int           // of a connection
+	MaxAge      time.Duration        // of a session, give or take a quarter; 0: no limit
+	Notice      func() time.Duration // how long a session goes on that is told to move now; 0: it ends at once
+	Endpoints   func() []string      // where clients may go now
+	MaxStreams  int                  // of a connection
 	Logger      *slog.Logger
 	Budget      *budget.Budget // what is held for clients counts against it
 	Meter       *session.Meter
@@ -56,6 +56,12 @@ type Service struct {
 
 // New returns a Service. Close must be called after the grpc server has stopped.
 func New(b *broker.Broker, r *session.Replayer, cfg Config) *Service {
+	if cfg.Notice == nil {
+		cfg.Notice = func() time.Duration { return 0 }
+	}
+	if cfg.Endpoints == nil {
+		cfg.Endpoints = func() []string { return nil }
+	}
 	return &Service{broker: b, replayer: r, cfg: cfg, graves: graves{budget: cfg.Budget}, pump: newPump(), empty: make(chan struct{}), sessions: map[*session.Session]*stream{}}
 }
 
@@ -89,7 +95,7 @@ func (s *Service) Drain(ctx context.Context, spread time.Duration) {
 		case <-ctx.Done(): // hurry
 		}
 	}
-	notice := time.NewTimer(s.cfg.Notice)
+	notice := time.NewTimer(s.cfg.Notice())
 	defer notice.Stop()
 	select {
 	case <-s.empty:
@@ -118,14 +124,15 @@ func (s *Service) move(one *session.Session, why error) {
 	if !open || st != nil && st.notice != nil {
 		return
 	}
+	notice := s.cfg.Notice()
 	one.Control(&runnelv1.Control{Control: &runnelv1.Control_Drain{
-		Drain: &runnelv1.Drain{WithinMs: uint32(s.cfg.Notice.Milliseconds()), Endpoints: s.cfg.Endpoints, Reason: why.Error()},
+		Drain: &runnelv1.Drain{WithinMs: uint32(notice.Milliseconds()), Endpoints: s.cfg.Endpoints(), Reason: why.Error()},
 	}})
-	if st == nil || s.cfg.Notice == 0 {
+	if st == nil || notice == 0 {
 		one.End(why)
 		return
 	}
-	st.notice = time.AfterFunc(s.cfg.Notice, func() { one.End(why) })
+	st.notice = time.AfterFunc(notice, func() { one.End(why) })
 }
 
 func (s *Service) open(interactive bool, wake func()) (*session.Session, error) {

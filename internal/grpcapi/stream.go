@@ -68,7 +68,7 @@ func (s *Service) begin(g grpc.ServerStream, interactive bool) (*stream, error) 
 	limits.MaxStreams = uint32(s.cfg.MaxStreams)
 	limits.SilenceS = uint32(s.cfg.Silence / time.Second)
 	one.Control(&runnelv1.Control{Control: &runnelv1.Control_Welcome{Welcome: &runnelv1.Welcome{
-		SessionId: st.id, ClientId: by.client, HeartbeatS: uint32(s.cfg.Heartbeat / time.Second), Limits: limits, Endpoints: s.cfg.Endpoints,
+		SessionId: st.id, ClientId: by.client, HeartbeatS: uint32(s.cfg.Heartbeat / time.Second), Limits: limits, Endpoints: s.cfg.Endpoints(),
 	}}})
 	// Headers at once tell the client that it is connected, and let grpc-go drop what it kept for a retry. They must be the first thing
 	// that is sent.

@@ -826,6 +826,279 @@ func (x *GetServerInfoResponse) GetAuthenticates() bool {
 	return false
 }
 
+// ListNodesRequest is empty.
+type ListNodesRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListNodesRequest) Reset() {
+	*x = ListNodesRequest{}
+	mi := &file_runnel_v1_admin_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListNodesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListNodesRequest) ProtoMessage() {}
+
+func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_runnel_v1_admin_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListNodesRequest.ProtoReflect.Descriptor instead.
+func (*ListNodesRequest) Descriptor() ([]byte, []int) {
+	return file_runnel_v1_admin_proto_rawDescGZIP(), []int{9}
+}
+
+// ListNodesResponse is all nodes that are known.
+type ListNodesResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// By id. Two of one id were started while they could not hear each other.
+	Nodes []*NodeInfo `protobuf:"bytes,1,rep,name=nodes,proto3" json:"nodes,omitempty"`
+	// The node that was asked does not hear the others: what it says of them is as old as heard_ms says. After a minute it forgets them.
+	Stale bool `protobuf:"varint,2,opt,name=stale,proto3" json:"stale,omitempty"`
+	// Unix milliseconds: the clock of the node that was asked.
+	NowMs         int64 `protobuf:"varint,3,opt,name=now_ms,json=nowMs,proto3" json:"now_ms,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListNodesResponse) Reset() {
+	*x = ListNodesResponse{}
+	mi := &file_runnel_v1_admin_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListNodesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListNodesResponse) ProtoMessage() {}
+
+func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_runnel_v1_admin_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListNodesResponse.ProtoReflect.Descriptor instead.
+func (*ListNodesResponse) Descriptor() ([]byte, []int) {
+	return file_runnel_v1_admin_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *ListNodesResponse) GetNodes() []*NodeInfo {
+	if x != nil {
+		return x.Nodes
+	}
+	return nil
+}
+
+func (x *ListNodesResponse) GetStale() bool {
+	if x != nil {
+		return x.Stale
+	}
+	return false
+}
+
+func (x *ListNodesResponse) GetNowMs() int64 {
+	if x != nil {
+		return x.NowMs
+	}
+	return 0
+}
+
+// NodeInfo is one node, as it said itself when it was last heard.
+type NodeInfo struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Its id: the setting node, or its machine and port.
+	Node string `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	// Where clients reach it; empty if it does not know an address that others reach.
+	Address string `protobuf:"bytes,2,opt,name=address,proto3" json:"address,omitempty"`
+	// Its machine and port.
+	Host string `protobuf:"bytes,3,opt,name=host,proto3" json:"host,omitempty"`
+	// Of the program.
+	Version string `protobuf:"bytes,4,opt,name=version,proto3" json:"version,omitempty"`
+	// Unix milliseconds, by its own clock.
+	StartedMs int64 `protobuf:"varint,5,opt,name=started_ms,json=startedMs,proto3" json:"started_ms,omitempty"`
+	// Open sessions.
+	Sessions uint32 `protobuf:"varint,6,opt,name=sessions,proto3" json:"sessions,omitempty"`
+	// Of all sessions.
+	Subscriptions uint32 `protobuf:"varint,7,opt,name=subscriptions,proto3" json:"subscriptions,omitempty"`
+	// Namespaces whose logs are open.
+	Namespaces uint32 `protobuf:"varint,8,opt,name=namespaces,proto3" json:"namespaces,omitempty"`
+	// Events published there per second.
+	PublishedPerS float64 `protobuf:"fixed64,9,opt,name=published_per_s,json=publishedPerS,proto3" json:"published_per_s,omitempty"`
+	// Events sent to sessions there per second.
+	DeliveredPerS float64 `protobuf:"fixed64,10,opt,name=delivered_per_s,json=deliveredPerS,proto3" json:"delivered_per_s,omitempty"`
+	// How much of its room for sessions is taken, from 0 to 1.
+	Load float64 `protobuf:"fixed64,11,opt,name=load,proto3" json:"load,omitempty"`
+	// It is stopping: clients are not told to go there.
+	Draining bool `protobuf:"varint,12,opt,name=draining,proto3" json:"draining,omitempty"`
+	// It cannot take work.
+	Trouble bool `protobuf:"varint,13,opt,name=trouble,proto3" json:"trouble,omitempty"`
+	// Unix milliseconds, by the clock of the node that was asked: when it was last heard.
+	HeardMs int64 `protobuf:"varint,14,opt,name=heard_ms,json=heardMs,proto3" json:"heard_ms,omitempty"`
+	// It is the node that was asked.
+	Self          bool `protobuf:"varint,15,opt,name=self,proto3" json:"self,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NodeInfo) Reset() {
+	*x = NodeInfo{}
+	mi := &file_runnel_v1_admin_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NodeInfo) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NodeInfo) ProtoMessage() {}
+
+func (x *NodeInfo) ProtoReflect() protoreflect.Message {
+	mi := &file_runnel_v1_admin_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NodeInfo.ProtoReflect.Descriptor instead.
+func (*NodeInfo) Descriptor() ([]byte, []int) {
+	return file_runnel_v1_admin_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *NodeInfo) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *NodeInfo) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
+func (x *NodeInfo) GetHost() string {
+	if x != nil {
+		return x.Host
+	}
+	return ""
+}
+
+func (x *NodeInfo) GetVersion() string {
+	if x != nil {
+		return x.Version
+	}
+	return ""
+}
+
+func (x *NodeInfo) GetStartedMs() int64 {
+	if x != nil {
+		return x.StartedMs
+	}
+	return 0
+}
+
+func (x *NodeInfo) GetSessions() uint32 {
+	if x != nil {
+		return x.Sessions
+	}
+	return 0
+}
+
+func (x *NodeInfo) GetSubscriptions() uint32 {
+	if x != nil {
+		return x.Subscriptions
+	}
+	return 0
+}
+
+func (x *NodeInfo) GetNamespaces() uint32 {
+	if x != nil {
+		return x.Namespaces
+	}
+	return 0
+}
+
+func (x *NodeInfo) GetPublishedPerS() float64 {
+	if x != nil {
+		return x.PublishedPerS
+	}
+	return 0
+}
+
+func (x *NodeInfo) GetDeliveredPerS() float64 {
+	if x != nil {
+		return x.DeliveredPerS
+	}
+	return 0
+}
+
+func (x *NodeInfo) GetLoad() float64 {
+	if x != nil {
+		return x.Load
+	}
+	return 0
+}
+
+func (x *NodeInfo) GetDraining() bool {
+	if x != nil {
+		return x.Draining
+	}
+	return false
+}
+
+func (x *NodeInfo) GetTrouble() bool {
+	if x != nil {
+		return x.Trouble
+	}
+	return false
+}
+
+func (x *NodeInfo) GetHeardMs() int64 {
+	if x != nil {
+		return x.HeardMs
+	}
+	return 0
+}
+
+func (x *NodeInfo) GetSelf() bool {
+	if x != nil {
+		return x.Self
+	}
+	return false
+}
+
 // ListSessionsRequest picks sessions.
 type ListSessionsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -841,7 +1114,7 @@ type ListSessionsRequest struct {
 
 func (x *ListSessionsRequest) Reset() {
 	*x = ListSessionsRequest{}
-	mi := &file_runnel_v1_admin_proto_msgTypes[9]
+	mi := &file_runnel_v1_admin_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -853,7 +1126,7 @@ func (x *ListSessionsRequest) String() string {
 func (*ListSessionsRequest) ProtoMessage() {}
 
 func (x *ListSessionsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_runnel_v1_admin_proto_msgTypes[9]
+	mi := &file_runnel_v1_admin_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -866,7 +1139,7 @@ func (x *ListSessionsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSessionsRequest.ProtoReflect.Descriptor instead.
 func (*ListSessionsRequest) Descriptor() ([]byte, []int) {
-	return file_runnel_v1_admin_proto_rawDescGZIP(), []int{9}
+	return file_runnel_v1_admin_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *ListSessionsRequest) GetMatch() string {
@@ -903,7 +1176,7 @@ type ListSessionsResponse struct {
 
 func (x *ListSessionsResponse) Reset() {
 	*x = ListSessionsResponse{}
-	mi := &file_runnel_v1_admin_proto_msgTypes[10]
+	mi := &file_runnel_v1_admin_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -915,7 +1188,7 @@ func (x *ListSessionsResponse) String() string {
 func (*ListSessionsResponse) ProtoMessage() {}
 
 func (x *ListSessionsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_runnel_v1_admin_proto_msgTypes[10]
+	mi := &file_runnel_v1_admin_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -928,7 +1201,7 @@ func (x *ListSessionsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSessionsResponse.ProtoReflect.Descriptor instead.
 func (*ListSessionsResponse) Descriptor() ([]byte, []int) {
-	return file_runnel_v1_admin_proto_rawDescGZIP(), []int{10}
+	return file_runnel_v1_admin_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *ListSessionsResponse) GetSessions() []*SessionInfo {
@@ -994,7 +1267,7 @@ type SessionInfo struct {
 
 func (x *SessionInfo) Reset() {
 	*x = SessionInfo{}
-	mi := &file_runnel_v1_admin_proto_msgTypes[11]
+	mi := &file_runnel_v1_admin_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1006,7 +1279,7 @@ func (x *SessionInfo) String() string {
 func (*SessionInfo) ProtoMessage() {}
 
 func (x *SessionInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_runnel_v1_admin_proto_msgTypes[11]
+	mi := &file_runnel_v1_admin_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1019,7 +1292,7 @@ func (x *SessionInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SessionInfo.ProtoReflect.Descriptor instead.
 func (*SessionInfo) Descriptor() ([]byte, []int) {
-	return file_runnel_v1_admin_proto_rawDescGZIP(), []int{11}
+	return file_runnel_v1_admin_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *SessionInfo) GetSessionId() string {
@@ -1173,7 +1446,7 @@ type GetSessionRequest struct {
 
 func (x *GetSessionRequest) Reset() {
 	*x = GetSessionRequest{}
-	mi := &file_runnel_v1_admin_proto_msgTypes[12]
+	mi := &file_runnel_v1_admin_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1185,7 +1458,7 @@ func (x *GetSessionRequest) String() string {
 func (*GetSessionRequest) ProtoMessage() {}
 
 func (x *GetSessionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_runnel_v1_admin_proto_msgTypes[12]
+	mi := &file_runnel_v1_admin_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1198,7 +1471,7 @@ func (x *GetSessionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetSessionRequest.ProtoReflect.Descriptor instead.
 func (*GetSessionRequest) Descriptor() ([]byte, []int) {
-	return file_runnel_v1_admin_proto_rawDescGZIP(), []int{12}
+	return file_runnel_v1_admin_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *GetSessionRequest) GetSessionId() string {
@@ -1221,7 +1494,7 @@ type GetSessionResponse struct {
 
 func (x *GetSessionResponse) Reset() {
 	*x = GetSessionResponse{}
-	mi := &file_runnel_v1_admin_proto_msgTypes[13]
+	mi := &file_runnel_v1_admin_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1233,7 +1506,7 @@ func (x *GetSessionResponse) String() string {
 func (*GetSessionResponse) ProtoMessage() {}
 
 func (x *GetSessionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_runnel_v1_admin_proto_msgTypes[13]
+	mi := &file_runnel_v1_admin_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1246,7 +1519,7 @@ func (x *GetSessionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetSessionResponse.ProtoReflect.Descriptor instead.
 func (*GetSessionResponse) Descriptor() ([]byte, []int) {
-	return file_runnel_v1_admin_proto_rawDescGZIP(), []int{13}
+	return file_runnel_v1_admin_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *GetSessionResponse) GetSession() *SessionInfo {
@@ -1298,7 +1571,7 @@ type SubscriptionInfo struct {
 
 func (x *SubscriptionInfo) Reset() {
 	*x = SubscriptionInfo{}
-	mi := &file_runnel_v1_admin_proto_msgTypes[14]
+	mi := &file_runnel_v1_admin_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1310,7 +1583,7 @@ func (x *SubscriptionInfo) String() string {
 func (*SubscriptionInfo) ProtoMessage() {}
 
 func (x *SubscriptionInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_runnel_v1_admin_proto_msgTypes[14]
+	mi := &file_runnel_v1_admin_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1323,7 +1596,7 @@ func (x *SubscriptionInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SubscriptionInfo.ProtoReflect.Descriptor instead.
 func (*SubscriptionInfo) Descriptor() ([]byte, []int) {
-	return file_runnel_v1_admin_proto_rawDescGZIP(), []int{14}
+	return file_runnel_v1_admin_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *SubscriptionInfo) GetSubscription() uint32 {
@@ -1432,7 +1705,7 @@ type DisconnectRequest struct {
 
 func (x *DisconnectRequest) Reset() {
 	*x = DisconnectRequest{}
-	mi := &file_runnel_v1_admin_proto_msgTypes[15]
+	mi := &file_runnel_v1_admin_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1444,7 +1717,7 @@ func (x *DisconnectRequest) String() string {
 func (*DisconnectRequest) ProtoMessage() {}
 
 func (x *DisconnectRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_runnel_v1_admin_proto_msgTypes[15]
+	mi := &file_runnel_v1_admin_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1457,7 +1730,7 @@ func (x *DisconnectRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DisconnectRequest.ProtoReflect.Descriptor instead.
 func (*DisconnectRequest) Descriptor() ([]byte, []int) {
-	return file_runnel_v1_admin_proto_rawDescGZIP(), []int{15}
+	return file_runnel_v1_admin_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *DisconnectRequest) GetSessionId() string {
@@ -1492,7 +1765,7 @@ type DisconnectResponse struct {
 
 func (x *DisconnectResponse) Reset() {
 	*x = DisconnectResponse{}
-	mi := &file_runnel_v1_admin_proto_msgTypes[16]
+	mi := &file_runnel_v1_admin_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1504,7 +1777,7 @@ func (x *DisconnectResponse) String() string {
 func (*DisconnectResponse) ProtoMessage() {}
 
 func (x *DisconnectResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_runnel_v1_admin_proto_msgTypes[16]
+	mi := &file_runnel_v1_admin_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1517,7 +1790,7 @@ func (x *DisconnectResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DisconnectResponse.ProtoReflect.Descriptor instead.
 func (*DisconnectResponse) Descriptor() ([]byte, []int) {
-	return file_runnel_v1_admin_proto_rawDescGZIP(), []int{16}
+	return file_runnel_v1_admin_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *DisconnectResponse) GetEnded() uint32 {
@@ -1536,7 +1809,7 @@ type ListNamespacesRequest struct {
 
 func (x *ListNamespacesRequest) Reset() {
 	*x = ListNamespacesRequest{}
-	mi := &file_runnel_v1_admin_proto_msgTypes[17]
+	mi := &file_runnel_v1_admin_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1548,7 +1821,7 @@ func (x *ListNamespacesRequest) String() string {
 func (*ListNamespacesRequest) ProtoMessage() {}
 
 func (x *ListNamespacesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_runnel_v1_admin_proto_msgTypes[17]
+	mi := &file_runnel_v1_admin_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1561,7 +1834,7 @@ func (x *ListNamespacesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNamespacesRequest.ProtoReflect.Descriptor instead.
 func (*ListNamespacesRequest) Descriptor() ([]byte, []int) {
-	return file_runnel_v1_admin_proto_rawDescGZIP(), []int{17}
+	return file_runnel_v1_admin_proto_rawDescGZIP(), []int{20}
 }
 
 // ListNamespacesResponse is all whose logs are open.
@@ -1575,7 +1848,7 @@ type ListNamespacesResponse struct {
 
 func (x *ListNamespacesResponse) Reset() {
 	*x = ListNamespacesResponse{}
-	mi := &file_runnel_v1_admin_proto_msgTypes[18]
+	mi := &file_runnel_v1_admin_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1587,7 +1860,7 @@ func (x *ListNamespacesResponse) String() string {
 func (*ListNamespacesResponse) ProtoMessage() {}
 
 func (x *ListNamespacesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_runnel_v1_admin_proto_msgTypes[18]
+	mi := &file_runnel_v1_admin_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1600,7 +1873,7 @@ func (x *ListNamespacesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNamespacesResponse.ProtoReflect.Descriptor instead.
 func (*ListNamespacesResponse) Descriptor() ([]byte, []int) {
-	return file_runnel_v1_admin_proto_rawDescGZIP(), []int{18}
+	return file_runnel_v1_admin_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *ListNamespacesResponse) GetNamespaces() []*NamespaceInfo {
@@ -1635,7 +1908,7 @@ type NamespaceInfo struct {
 
 func (x *NamespaceInfo) Reset() {
 	*x = NamespaceInfo{}
-	mi := &file_runnel_v1_admin_proto_msgTypes[19]
+	mi := &file_runnel_v1_admin_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1647,7 +1920,7 @@ func (x *NamespaceInfo) String() string {
 func (*NamespaceInfo) ProtoMessage() {}
 
 func (x *NamespaceInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_runnel_v1_admin_proto_msgTypes[19]
+	mi := &file_runnel_v1_admin_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1660,7 +1933,7 @@ func (x *NamespaceInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NamespaceInfo.ProtoReflect.Descriptor instead.
 func (*NamespaceInfo) Descriptor() ([]byte, []int) {
-	return file_runnel_v1_admin_proto_rawDescGZIP(), []int{19}
+	return file_runnel_v1_admin_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *NamespaceInfo) GetNamespace() string {
@@ -1734,7 +2007,7 @@ type ListBusyTopicsRequest struct {
 
 func (x *ListBusyTopicsRequest) Reset() {
 	*x = ListBusyTopicsRequest{}
-	mi := &file_runnel_v1_admin_proto_msgTypes[20]
+	mi := &file_runnel_v1_admin_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1746,7 +2019,7 @@ func (x *ListBusyTopicsRequest) String() string {
 func (*ListBusyTopicsRequest) ProtoMessage() {}
 
 func (x *ListBusyTopicsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_runnel_v1_admin_proto_msgTypes[20]
+	mi := &file_runnel_v1_admin_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1759,7 +2032,7 @@ func (x *ListBusyTopicsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListBusyTopicsRequest.ProtoReflect.Descriptor instead.
 func (*ListBusyTopicsRequest) Descriptor() ([]byte, []int) {
-	return file_runnel_v1_admin_proto_rawDescGZIP(), []int{20}
+	return file_runnel_v1_admin_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *ListBusyTopicsRequest) GetPattern() string {
@@ -1796,7 +2069,7 @@ type ListBusyTopicsResponse struct {
 
 func (x *ListBusyTopicsResponse) Reset() {
 	*x = ListBusyTopicsResponse{}
-	mi := &file_runnel_v1_admin_proto_msgTypes[21]
+	mi := &file_runnel_v1_admin_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1808,7 +2081,7 @@ func (x *ListBusyTopicsResponse) String() string {
 func (*ListBusyTopicsResponse) ProtoMessage() {}
 
 func (x *ListBusyTopicsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_runnel_v1_admin_proto_msgTypes[21]
+	mi := &file_runnel_v1_admin_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1821,7 +2094,7 @@ func (x *ListBusyTopicsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListBusyTopicsResponse.ProtoReflect.Descriptor instead.
 func (*ListBusyTopicsResponse) Descriptor() ([]byte, []int) {
-	return file_runnel_v1_admin_proto_rawDescGZIP(), []int{21}
+	return file_runnel_v1_admin_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *ListBusyTopicsResponse) GetTopics() []*BusyTopic {
@@ -1864,7 +2137,7 @@ type BusyTopic struct {
 
 func (x *BusyTopic) Reset() {
 	*x = BusyTopic{}
-	mi := &file_runnel_v1_admin_proto_msgTypes[22]
+	mi := &file_runnel_v1_admin_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1876,7 +2149,7 @@ func (x *BusyTopic) String() string {
 func (*BusyTopic) ProtoMessage() {}
 
 func (x *BusyTopic) ProtoReflect() protoreflect.Message {
-	mi := &file_runnel_v1_admin_proto_msgTypes[22]
+	mi := &file_runnel_v1_admin_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1889,7 +2162,7 @@ func (x *BusyTopic) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BusyTopic.ProtoReflect.Descriptor instead.
 func (*BusyTopic) Descriptor() ([]byte, []int) {
-	return file_runnel_v1_admin_proto_rawDescGZIP(), []int{22}
+	return file_runnel_v1_admin_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *BusyTopic) GetTopic() string {
@@ -1961,7 +2234,7 @@ type TrimNamespaceRequest struct {
 
 func (x *TrimNamespaceRequest) Reset() {
 	*x = TrimNamespaceRequest{}
-	mi := &file_runnel_v1_admin_proto_msgTypes[23]
+	mi := &file_runnel_v1_admin_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1973,7 +2246,7 @@ func (x *TrimNamespaceRequest) String() string {
 func (*TrimNamespaceRequest) ProtoMessage() {}
 
 func (x *TrimNamespaceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_runnel_v1_admin_proto_msgTypes[23]
+	mi := &file_runnel_v1_admin_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1986,7 +2259,7 @@ func (x *TrimNamespaceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrimNamespaceRequest.ProtoReflect.Descriptor instead.
 func (*TrimNamespaceRequest) Descriptor() ([]byte, []int) {
-	return file_runnel_v1_admin_proto_rawDescGZIP(), []int{23}
+	return file_runnel_v1_admin_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *TrimNamespaceRequest) GetNamespace() string {
@@ -2014,7 +2287,7 @@ type TrimNamespaceResponse struct {
 
 func (x *TrimNamespaceResponse) Reset() {
 	*x = TrimNamespaceResponse{}
-	mi := &file_runnel_v1_admin_proto_msgTypes[24]
+	mi := &file_runnel_v1_admin_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2026,7 +2299,7 @@ func (x *TrimNamespaceResponse) String() string {
 func (*TrimNamespaceResponse) ProtoMessage() {}
 
 func (x *TrimNamespaceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_runnel_v1_admin_proto_msgTypes[24]
+	mi := &file_runnel_v1_admin_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2039,7 +2312,7 @@ func (x *TrimNamespaceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrimNamespaceResponse.ProtoReflect.Descriptor instead.
 func (*TrimNamespaceResponse) Descriptor() ([]byte, []int) {
-	return file_runnel_v1_admin_proto_rawDescGZIP(), []int{24}
+	return file_runnel_v1_admin_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *TrimNamespaceResponse) GetOldestOffset() uint64 {
@@ -2060,7 +2333,7 @@ type DeleteNamespaceRequest struct {
 
 func (x *DeleteNamespaceRequest) Reset() {
 	*x = DeleteNamespaceRequest{}
-	mi := &file_runnel_v1_admin_proto_msgTypes[25]
+	mi := &file_runnel_v1_admin_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2072,7 +2345,7 @@ func (x *DeleteNamespaceRequest) String() string {
 func (*DeleteNamespaceRequest) ProtoMessage() {}
 
 func (x *DeleteNamespaceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_runnel_v1_admin_proto_msgTypes[25]
+	mi := &file_runnel_v1_admin_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2085,7 +2358,7 @@ func (x *DeleteNamespaceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteNamespaceRequest.ProtoReflect.Descriptor instead.
 func (*DeleteNamespaceRequest) Descriptor() ([]byte, []int) {
-	return file_runnel_v1_admin_proto_rawDescGZIP(), []int{25}
+	return file_runnel_v1_admin_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *DeleteNamespaceRequest) GetNamespace() string {
@@ -2104,7 +2377,7 @@ type DeleteNamespaceResponse struct {
 
 func (x *DeleteNamespaceResponse) Reset() {
 	*x = DeleteNamespaceResponse{}
-	mi := &file_runnel_v1_admin_proto_msgTypes[26]
+	mi := &file_runnel_v1_admin_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2116,7 +2389,7 @@ func (x *DeleteNamespaceResponse) String() string {
 func (*DeleteNamespaceResponse) ProtoMessage() {}
 
 func (x *DeleteNamespaceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_runnel_v1_admin_proto_msgTypes[26]
+	mi := &file_runnel_v1_admin_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2129,7 +2402,7 @@ func (x *DeleteNamespaceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteNamespaceResponse.ProtoReflect.Descriptor instead.
 func (*DeleteNamespaceResponse) Descriptor() ([]byte, []int) {
-	return file_runnel_v1_admin_proto_rawDescGZIP(), []int{26}
+	return file_runnel_v1_admin_proto_rawDescGZIP(), []int{29}
 }
 
 // DrainRequest stops the server.
@@ -2141,7 +2414,7 @@ type DrainRequest struct {
 
 func (x *DrainRequest) Reset() {
 	*x = DrainRequest{}
-	mi := &file_runnel_v1_admin_proto_msgTypes[27]
+	mi := &file_runnel_v1_admin_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2153,7 +2426,7 @@ func (x *DrainRequest) String() string {
 func (*DrainRequest) ProtoMessage() {}
 
 func (x *DrainRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_runnel_v1_admin_proto_msgTypes[27]
+	mi := &file_runnel_v1_admin_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2166,7 +2439,7 @@ func (x *DrainRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainRequest.ProtoReflect.Descriptor instead.
 func (*DrainRequest) Descriptor() ([]byte, []int) {
-	return file_runnel_v1_admin_proto_rawDescGZIP(), []int{27}
+	return file_runnel_v1_admin_proto_rawDescGZIP(), []int{30}
 }
 
 // DrainResponse is empty.
@@ -2178,7 +2451,7 @@ type DrainResponse struct {
 
 func (x *DrainResponse) Reset() {
 	*x = DrainResponse{}
-	mi := &file_runnel_v1_admin_proto_msgTypes[28]
+	mi := &file_runnel_v1_admin_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2190,7 +2463,7 @@ func (x *DrainResponse) String() string {
 func (*DrainResponse) ProtoMessage() {}
 
 func (x *DrainResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_runnel_v1_admin_proto_msgTypes[28]
+	mi := &file_runnel_v1_admin_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2203,7 +2476,7 @@ func (x *DrainResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainResponse.ProtoReflect.Descriptor instead.
 func (*DrainResponse) Descriptor() ([]byte, []int) {
-	return file_runnel_v1_admin_proto_rawDescGZIP(), []int{28}
+	return file_runnel_v1_admin_proto_rawDescGZIP(), []int{31}
 }
 
 // ReloadRequest reads the configuration again.
@@ -2215,7 +2488,7 @@ type ReloadRequest struct {
 
 func (x *ReloadRequest) Reset() {
 	*x = ReloadRequest{}
-	mi := &file_runnel_v1_admin_proto_msgTypes[29]
+	mi := &file_runnel_v1_admin_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2227,7 +2500,7 @@ func (x *ReloadRequest) String() string {
 func (*ReloadRequest) ProtoMessage() {}
 
 func (x *ReloadRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_runnel_v1_admin_proto_msgTypes[29]
+	mi := &file_runnel_v1_admin_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2240,7 +2513,7 @@ func (x *ReloadRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReloadRequest.ProtoReflect.Descriptor instead.
 func (*ReloadRequest) Descriptor() ([]byte, []int) {
-	return file_runnel_v1_admin_proto_rawDescGZIP(), []int{29}
+	return file_runnel_v1_admin_proto_rawDescGZIP(), []int{32}
 }
 
 // ReloadResponse says what else has changed.
@@ -2254,7 +2527,7 @@ type ReloadResponse struct {
 
 func (x *ReloadResponse) Reset() {
 	*x = ReloadResponse{}
-	mi := &file_runnel_v1_admin_proto_msgTypes[30]
+	mi := &file_runnel_v1_admin_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2266,7 +2539,7 @@ func (x *ReloadResponse) String() string {
 func (*ReloadResponse) ProtoMessage() {}
 
 func (x *ReloadResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_runnel_v1_admin_proto_msgTypes[30]
+	mi := &file_runnel_v1_admin_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2279,7 +2552,7 @@ func (x *ReloadResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReloadResponse.ProtoReflect.Descriptor instead.
 func (*ReloadResponse) Descriptor() ([]byte, []int) {
-	return file_runnel_v1_admin_proto_rawDescGZIP(), []int{30}
+	return file_runnel_v1_admin_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *ReloadResponse) GetRestart() []string {
@@ -2298,7 +2571,7 @@ type GetConfigurationRequest struct {
 
 func (x *GetConfigurationRequest) Reset() {
 	*x = GetConfigurationRequest{}
-	mi := &file_runnel_v1_admin_proto_msgTypes[31]
+	mi := &file_runnel_v1_admin_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2310,7 +2583,7 @@ func (x *GetConfigurationRequest) String() string {
 func (*GetConfigurationRequest) ProtoMessage() {}
 
 func (x *GetConfigurationRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_runnel_v1_admin_proto_msgTypes[31]
+	mi := &file_runnel_v1_admin_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2323,7 +2596,7 @@ func (x *GetConfigurationRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetConfigurationRequest.ProtoReflect.Descriptor instead.
 func (*GetConfigurationRequest) Descriptor() ([]byte, []int) {
-	return file_runnel_v1_admin_proto_rawDescGZIP(), []int{31}
+	return file_runnel_v1_admin_proto_rawDescGZIP(), []int{34}
 }
 
 // GetConfigurationResponse is the configuration.
@@ -2337,7 +2610,7 @@ type GetConfigurationResponse struct {
 
 func (x *GetConfigurationResponse) Reset() {
 	*x = GetConfigurationResponse{}
-	mi := &file_runnel_v1_admin_proto_msgTypes[32]
+	mi := &file_runnel_v1_admin_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2349,7 +2622,7 @@ func (x *GetConfigurationResponse) String() string {
 func (*GetConfigurationResponse) ProtoMessage() {}
 
 func (x *GetConfigurationResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_runnel_v1_admin_proto_msgTypes[32]
+	mi := &file_runnel_v1_admin_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2362,7 +2635,7 @@ func (x *GetConfigurationResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetConfigurationResponse.ProtoReflect.Descriptor instead.
 func (*GetConfigurationResponse) Descriptor() ([]byte, []int) {
-	return file_runnel_v1_admin_proto_rawDescGZIP(), []int{32}
+	return file_runnel_v1_admin_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *GetConfigurationResponse) GetText() string {
@@ -2426,7 +2699,32 @@ const file_runnel_v1_admin_proto_rawDesc = "" +
 	"disk_bytes\x18\x12 \x01(\x04R\tdiskBytes\x12&\n" +
 	"\x0fdisk_free_bytes\x18\x13 \x01(\x04R\rdiskFreeBytes\x122\n" +
 	"\x15compaction_debt_bytes\x18\x14 \x01(\x04R\x13compactionDebtBytes\x12$\n" +
-	"\rauthenticates\x18\x15 \x01(\bR\rauthenticates\"p\n" +
+	"\rauthenticates\x18\x15 \x01(\bR\rauthenticates\"\x12\n" +
+	"\x10ListNodesRequest\"k\n" +
+	"\x11ListNodesResponse\x12)\n" +
+	"\x05nodes\x18\x01 \x03(\v2\x13.runnel.v1.NodeInfoR\x05nodes\x12\x14\n" +
+	"\x05stale\x18\x02 \x01(\bR\x05stale\x12\x15\n" +
+	"\x06now_ms\x18\x03 \x01(\x03R\x05nowMs\"\xb0\x03\n" +
+	"\bNodeInfo\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\x12\x18\n" +
+	"\aaddress\x18\x02 \x01(\tR\aaddress\x12\x12\n" +
+	"\x04host\x18\x03 \x01(\tR\x04host\x12\x18\n" +
+	"\aversion\x18\x04 \x01(\tR\aversion\x12\x1d\n" +
+	"\n" +
+	"started_ms\x18\x05 \x01(\x03R\tstartedMs\x12\x1a\n" +
+	"\bsessions\x18\x06 \x01(\rR\bsessions\x12$\n" +
+	"\rsubscriptions\x18\a \x01(\rR\rsubscriptions\x12\x1e\n" +
+	"\n" +
+	"namespaces\x18\b \x01(\rR\n" +
+	"namespaces\x12&\n" +
+	"\x0fpublished_per_s\x18\t \x01(\x01R\rpublishedPerS\x12&\n" +
+	"\x0fdelivered_per_s\x18\n" +
+	" \x01(\x01R\rdeliveredPerS\x12\x12\n" +
+	"\x04load\x18\v \x01(\x01R\x04load\x12\x1a\n" +
+	"\bdraining\x18\f \x01(\bR\bdraining\x12\x18\n" +
+	"\atrouble\x18\r \x01(\bR\atrouble\x12\x19\n" +
+	"\bheard_ms\x18\x0e \x01(\x03R\aheardMs\x12\x12\n" +
+	"\x04self\x18\x0f \x01(\bR\x04self\"p\n" +
 	"\x13ListSessionsRequest\x12\x14\n" +
 	"\x05match\x18\x01 \x01(\tR\x05match\x12-\n" +
 	"\x05order\x18\x02 \x01(\x0e2\x17.runnel.v1.SessionOrderR\x05order\x12\x14\n" +
@@ -2554,11 +2852,12 @@ const file_runnel_v1_admin_proto_rawDesc = "" +
 	"\x0eBusyTopicOrder\x12 \n" +
 	"\x1cBUSY_TOPIC_ORDER_UNSPECIFIED\x10\x00\x12\x1b\n" +
 	"\x17BUSY_TOPIC_ORDER_EVENTS\x10\x01\x12\x1a\n" +
-	"\x16BUSY_TOPIC_ORDER_BYTES\x10\x022\xd8\b\n" +
+	"\x16BUSY_TOPIC_ORDER_BYTES\x10\x022\xa0\t\n" +
 	"\fAdminService\x12=\n" +
 	"\x06Revoke\x12\x18.runnel.v1.RevokeRequest\x1a\x19.runnel.v1.RevokeResponse\x12@\n" +
 	"\aRestore\x12\x19.runnel.v1.RestoreRequest\x1a\x1a.runnel.v1.RestoreResponse\x12X\n" +
-	"\x0fListRevocations\x12!.runnel.v1.ListRevocationsRequest\x1a\".runnel.v1.ListRevocationsResponse\x12R\n" +
+	"\x0fListRevocations\x12!.runnel.v1.ListRevocationsRequest\x1a\".runnel.v1.ListRevocationsResponse\x12F\n" +
+	"\tListNodes\x12\x1b.runnel.v1.ListNodesRequest\x1a\x1c.runnel.v1.ListNodesResponse\x12R\n" +
 	"\rGetServerInfo\x12\x1f.runnel.v1.GetServerInfoRequest\x1a .runnel.v1.GetServerInfoResponse\x12O\n" +
 	"\fListSessions\x12\x1e.runnel.v1.ListSessionsRequest\x1a\x1f.runnel.v1.ListSessionsResponse\x12I\n" +
 	"\n" +
@@ -2589,7 +2888,7 @@ func file_runnel_v1_admin_proto_rawDescGZIP() []byte {
 }
 
 var file_runnel_v1_admin_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_runnel_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 33)
+var file_runnel_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 36)
 var file_runnel_v1_admin_proto_goTypes = []any{
 	(RevokedKind)(0),                 // 0: runnel.v1.RevokedKind
 	(SessionOrder)(0),                // 1: runnel.v1.SessionOrder
@@ -2603,33 +2902,36 @@ var file_runnel_v1_admin_proto_goTypes = []any{
 	(*ListRevocationsResponse)(nil),  // 9: runnel.v1.ListRevocationsResponse
 	(*GetServerInfoRequest)(nil),     // 10: runnel.v1.GetServerInfoRequest
 	(*GetServerInfoResponse)(nil),    // 11: runnel.v1.GetServerInfoResponse
-	(*ListSessionsRequest)(nil),      // 12: runnel.v1.ListSessionsRequest
-	(*ListSessionsResponse)(nil),     // 13: runnel.v1.ListSessionsResponse
-	(*SessionInfo)(nil),              // 14: runnel.v1.SessionInfo
-	(*GetSessionRequest)(nil),        // 15: runnel.v1.GetSessionRequest
-	(*GetSessionResponse)(nil),       // 16: runnel.v1.GetSessionResponse
-	(*SubscriptionInfo)(nil),         // 17: runnel.v1.SubscriptionInfo
-	(*DisconnectRequest)(nil),        // 18: runnel.v1.DisconnectRequest
-	(*DisconnectResponse)(nil),       // 19: runnel.v1.DisconnectResponse
-	(*ListNamespacesRequest)(nil),    // 20: runnel.v1.ListNamespacesRequest
-	(*ListNamespacesResponse)(nil),   // 21: runnel.v1.ListNamespacesResponse
-	(*NamespaceInfo)(nil),            // 22: runnel.v1.NamespaceInfo
-	(*ListBusyTopicsRequest)(nil),    // 23: runnel.v1.ListBusyTopicsRequest
-	(*ListBusyTopicsResponse)(nil),   // 24: runnel.v1.ListBusyTopicsResponse
-	(*BusyTopic)(nil),                // 25: runnel.v1.BusyTopic
-	(*TrimNamespaceRequest)(nil),     // 26: runnel.v1.TrimNamespaceRequest
-	(*TrimNamespaceResponse)(nil),    // 27: runnel.v1.TrimNamespaceResponse
-	(*DeleteNamespaceRequest)(nil),   // 28: runnel.v1.DeleteNamespaceRequest
-	(*DeleteNamespaceResponse)(nil),  // 29: runnel.v1.DeleteNamespaceResponse
-	(*DrainRequest)(nil),             // 30: runnel.v1.DrainRequest
-	(*DrainResponse)(nil),            // 31: runnel.v1.DrainResponse
-	(*ReloadRequest)(nil),            // 32: runnel.v1.ReloadRequest
-	(*ReloadResponse)(nil),           // 33: runnel.v1.ReloadResponse
-	(*GetConfigurationRequest)(nil),  // 34: runnel.v1.GetConfigurationRequest
-	(*GetConfigurationResponse)(nil), // 35: runnel.v1.GetConfigurationResponse
-	(OverflowPolicy)(0),              // 36: runnel.v1.OverflowPolicy
-	(*Position)(nil),                 // 37: runnel.v1.Position
-	(Durability)(0),                  // 38: runnel.v1.Durability
+	(*ListNodesRequest)(nil),         // 12: runnel.v1.ListNodesRequest
+	(*ListNodesResponse)(nil),        // 13: runnel.v1.ListNodesResponse
+	(*NodeInfo)(nil),                 // 14: runnel.v1.NodeInfo
+	(*ListSessionsRequest)(nil),      // 15: runnel.v1.ListSessionsRequest
+	(*ListSessionsResponse)(nil),     // 16: runnel.v1.ListSessionsResponse
+	(*SessionInfo)(nil),              // 17: runnel.v1.SessionInfo
+	(*GetSessionRequest)(nil),        // 18: runnel.v1.GetSessionRequest
+	(*GetSessionResponse)(nil),       // 19: runnel.v1.GetSessionResponse
+	(*SubscriptionInfo)(nil),         // 20: runnel.v1.SubscriptionInfo
+	(*DisconnectRequest)(nil),        // 21: runnel.v1.DisconnectRequest
+	(*DisconnectResponse)(nil),       // 22: runnel.v1.DisconnectResponse
+	(*ListNamespacesRequest)(nil),    // 23: runnel.v1.ListNamespacesRequest
+	(*ListNamespacesResponse)(nil),   // 24: runnel.v1.ListNamespacesResponse
+	(*NamespaceInfo)(nil),            // 25: runnel.v1.NamespaceInfo
+	(*ListBusyTopicsRequest)(nil),    // 26: runnel.v1.ListBusyTopicsRequest
+	(*ListBusyTopicsResponse)(nil),   // 27: runnel.v1.ListBusyTopicsResponse
+	(*BusyTopic)(nil),                // 28: runnel.v1.BusyTopic
+	(*TrimNamespaceRequest)(nil),     // 29: runnel.v1.TrimNamespaceRequest
+	(*TrimNamespaceResponse)(nil),    // 30: runnel.v1.TrimNamespaceResponse
+	(*DeleteNamespaceRequest)(nil),   // 31: runnel.v1.DeleteNamespaceRequest
+	(*DeleteNamespaceResponse)(nil),  // 32: runnel.v1.DeleteNamespaceResponse
+	(*DrainRequest)(nil),             // 33: runnel.v1.DrainRequest
+	(*DrainResponse)(nil),            // 34: runnel.v1.DrainResponse
+	(*ReloadRequest)(nil),            // 35: runnel.v1.ReloadRequest
+	(*ReloadResponse)(nil),           // 36: runnel.v1.ReloadResponse
+	(*GetConfigurationRequest)(nil),  // 37: runnel.v1.GetConfigurationRequest
+	(*GetConfigurationResponse)(nil), // 38: runnel.v1.GetConfigurationResponse
+	(OverflowPolicy)(0),              // 39: runnel.v1.OverflowPolicy
+	(*Position)(nil),                 // 40: runnel.v1.Position
+	(Durability)(0),                  // 41: runnel.v1.Durability
 }
 var file_runnel_v1_admin_proto_depIdxs = []int32{
 	0,  // 0: runnel.v1.Revocation.kind:type_name -> runnel.v1.RevokedKind
@@ -2637,49 +2939,52 @@ var file_runnel_v1_admin_proto_depIdxs = []int32{
 	3,  // 2: runnel.v1.RevokeResponse.revocation:type_name -> runnel.v1.Revocation
 	0,  // 3: runnel.v1.RestoreRequest.kind:type_name -> runnel.v1.RevokedKind
 	3,  // 4: runnel.v1.ListRevocationsResponse.revocations:type_name -> runnel.v1.Revocation
-	1,  // 5: runnel.v1.ListSessionsRequest.order:type_name -> runnel.v1.SessionOrder
-	14, // 6: runnel.v1.ListSessionsResponse.sessions:type_name -> runnel.v1.SessionInfo
-	14, // 7: runnel.v1.GetSessionResponse.session:type_name -> runnel.v1.SessionInfo
-	17, // 8: runnel.v1.GetSessionResponse.subscriptions:type_name -> runnel.v1.SubscriptionInfo
-	36, // 9: runnel.v1.SubscriptionInfo.overflow:type_name -> runnel.v1.OverflowPolicy
-	37, // 10: runnel.v1.SubscriptionInfo.position:type_name -> runnel.v1.Position
-	22, // 11: runnel.v1.ListNamespacesResponse.namespaces:type_name -> runnel.v1.NamespaceInfo
-	38, // 12: runnel.v1.NamespaceInfo.durability:type_name -> runnel.v1.Durability
-	2,  // 13: runnel.v1.ListBusyTopicsRequest.order:type_name -> runnel.v1.BusyTopicOrder
-	25, // 14: runnel.v1.ListBusyTopicsResponse.topics:type_name -> runnel.v1.BusyTopic
-	4,  // 15: runnel.v1.AdminService.Revoke:input_type -> runnel.v1.RevokeRequest
-	6,  // 16: runnel.v1.AdminService.Restore:input_type -> runnel.v1.RestoreRequest
-	8,  // 17: runnel.v1.AdminService.ListRevocations:input_type -> runnel.v1.ListRevocationsRequest
-	10, // 18: runnel.v1.AdminService.GetServerInfo:input_type -> runnel.v1.GetServerInfoRequest
-	12, // 19: runnel.v1.AdminService.ListSessions:input_type -> runnel.v1.ListSessionsRequest
-	15, // 20: runnel.v1.AdminService.GetSession:input_type -> runnel.v1.GetSessionRequest
-	18, // 21: runnel.v1.AdminService.Disconnect:input_type -> runnel.v1.DisconnectRequest
-	20, // 22: runnel.v1.AdminService.ListNamespaces:input_type -> runnel.v1.ListNamespacesRequest
-	23, // 23: runnel.v1.AdminService.ListBusyTopics:input_type -> runnel.v1.ListBusyTopicsRequest
-	26, // 24: runnel.v1.AdminService.TrimNamespace:input_type -> runnel.v1.TrimNamespaceRequest
-	28, // 25: runnel.v1.AdminService.DeleteNamespace:input_type -> runnel.v1.DeleteNamespaceRequest
-	30, // 26: runnel.v1.AdminService.Drain:input_type -> runnel.v1.DrainRequest
-	32, // 27: runnel.v1.AdminService.Reload:input_type -> runnel.v1.ReloadRequest
-	34, // 28: runnel.v1.AdminService.GetConfiguration:input_type -> runnel.v1.GetConfigurationRequest
-	5,  // 29: runnel.v1.AdminService.Revoke:output_type -> runnel.v1.RevokeResponse
-	7,  // 30: runnel.v1.AdminService.Restore:output_type -> runnel.v1.RestoreResponse
-	9,  // 31: runnel.v1.AdminService.ListRevocations:output_type -> runnel.v1.ListRevocationsResponse
-	11, // 32: runnel.v1.AdminService.GetServerInfo:output_type -> runnel.v1.GetServerInfoResponse
-	13, // 33: runnel.v1.AdminService.ListSessions:output_type -> runnel.v1.ListSessionsResponse
-	16, // 34: runnel.v1.AdminService.GetSession:output_type -> runnel.v1.GetSessionResponse
-	19, // 35: runnel.v1.AdminService.Disconnect:output_type -> runnel.v1.DisconnectResponse
-	21, // 36: runnel.v1.AdminService.ListNamespaces:output_type -> runnel.v1.ListNamespacesResponse
-	24, // 37: runnel.v1.AdminService.ListBusyTopics:output_type -> runnel.v1.ListBusyTopicsResponse
-	27, // 38: runnel.v1.AdminService.TrimNamespace:output_type -> runnel.v1.TrimNamespaceResponse
-	29, // 39: runnel.v1.AdminService.DeleteNamespace:output_type -> runnel.v1.DeleteNamespaceResponse
-	31, // 40: runnel.v1.AdminService.Drain:output_type -> runnel.v1.DrainResponse
-	33, // 41: runnel.v1.AdminService.Reload:output_type -> runnel.v1.ReloadResponse
-	35, // 42: runnel.v1.AdminService.GetConfiguration:output_type -> runnel.v1.GetConfigurationResponse
-	29, // [29:43] is the sub-list for method output_type
-	15, // [15:29] is the sub-list for method input_type
-	15, // [15:15] is the sub-list for extension type_name
-	15, // [15:15] is the sub-list for extension extendee
-	0,  // [0:15] is the sub-list for field type_name
+	14, // 5: runnel.v1.ListNodesResponse.nodes:type_name -> runnel.v1.NodeInfo
+	1,  // 6: runnel.v1.ListSessionsRequest.order:type_name -> runnel.v1.SessionOrder
+	17, // 7: runnel.v1.ListSessionsResponse.sessions:type_name -> runnel.v1.SessionInfo
+	17, // 8: runnel.v1.GetSessionResponse.session:type_name -> runnel.v1.SessionInfo
+	20, // 9: runnel.v1.GetSessionResponse.subscriptions:type_name -> runnel.v1.SubscriptionInfo
+	39, // 10: runnel.v1.SubscriptionInfo.overflow:type_name -> runnel.v1.OverflowPolicy
+	40, // 11: runnel.v1.SubscriptionInfo.position:type_name -> runnel.v1.Position
+	25, // 12: runnel.v1.ListNamespacesResponse.namespaces:type_name -> runnel.v1.NamespaceInfo
+	41, // 13: runnel.v1.NamespaceInfo.durability:type_name -> runnel.v1.Durability
+	2,  // 14: runnel.v1.ListBusyTopicsRequest.order:type_name -> runnel.v1.BusyTopicOrder
+	28, // 15: runnel.v1.ListBusyTopicsResponse.topics:type_name -> runnel.v1.BusyTopic
+	4,  // 16: runnel.v1.AdminService.Revoke:input_type -> runnel.v1.RevokeRequest
+	6,  // 17: runnel.v1.AdminService.Restore:input_type -> runnel.v1.RestoreRequest
+	8,  // 18: runnel.v1.AdminService.ListRevocations:input_type -> runnel.v1.ListRevocationsRequest
+	12, // 19: runnel.v1.AdminService.ListNodes:input_type -> runnel.v1.ListNodesRequest
+	10, // 20: runnel.v1.AdminService.GetServerInfo:input_type -> runnel.v1.GetServerInfoRequest
+	15, // 21: runnel.v1.AdminService.ListSessions:input_type -> runnel.v1.ListSessionsRequest
+	18, // 22: runnel.v1.AdminService.GetSession:input_type -> runnel.v1.GetSessionRequest
+	21, // 23: runnel.v1.AdminService.Disconnect:input_type -> runnel.v1.DisconnectRequest
+	23, // 24: runnel.v1.AdminService.ListNamespaces:input_type -> runnel.v1.ListNamespacesRequest
+	26, // 25: runnel.v1.AdminService.ListBusyTopics:input_type -> runnel.v1.ListBusyTopicsRequest
+	29, // 26: runnel.v1.AdminService.TrimNamespace:input_type -> runnel.v1.TrimNamespaceRequest
+	31, // 27: runnel.v1.AdminService.DeleteNamespace:input_type -> runnel.v1.DeleteNamespaceRequest
+	33, // 28: runnel.v1.AdminService.Drain:input_type -> runnel.v1.DrainRequest
+	35, // 29: runnel.v1.AdminService.Reload:input_type -> runnel.v1.ReloadRequest
+	37, // 30: runnel.v1.AdminService.GetConfiguration:input_type -> runnel.v1.GetConfigurationRequest
+	5,  // 31: runnel.v1.AdminService.Revoke:output_type -> runnel.v1.RevokeResponse
+	7,  // 32: runnel.v1.AdminService.Restore:output_type -> runnel.v1.RestoreResponse
+	9,  // 33: runnel.v1.AdminService.ListRevocations:output_type -> runnel.v1.ListRevocationsResponse
+	13, // 34: runnel.v1.AdminService.ListNodes:output_type -> runnel.v1.ListNodesResponse
+	11, // 35: runnel.v1.AdminService.GetServerInfo:output_type -> runnel.v1.GetServerInfoResponse
+	16, // 36: runnel.v1.AdminService.ListSessions:output_type -> runnel.v1.ListSessionsResponse
+	19, // 37: runnel.v1.AdminService.GetSession:output_type -> runnel.v1.GetSessionResponse
+	22, // 38: runnel.v1.AdminService.Disconnect:output_type -> runnel.v1.DisconnectResponse
+	24, // 39: runnel.v1.AdminService.ListNamespaces:output_type -> runnel.v1.ListNamespacesResponse
+	27, // 40: runnel.v1.AdminService.ListBusyTopics:output_type -> runnel.v1.ListBusyTopicsResponse
+	30, // 41: runnel.v1.AdminService.TrimNamespace:output_type -> runnel.v1.TrimNamespaceResponse
+	32, // 42: runnel.v1.AdminService.DeleteNamespace:output_type -> runnel.v1.DeleteNamespaceResponse
+	34, // 43: runnel.v1.AdminService.Drain:output_type -> runnel.v1.DrainResponse
+	36, // 44: runnel.v1.AdminService.Reload:output_type -> runnel.v1.ReloadResponse
+	38, // 45: runnel.v1.AdminService.GetConfiguration:output_type -> runnel.v1.GetConfigurationResponse
+	31, // [31:46] is the sub-list for method output_type
+	16, // [16:31] is the sub-list for method input_type
+	16, // [16:16] is the sub-list for extension type_name
+	16, // [16:16] is the sub-list for extension extendee
+	0,  // [0:16] is the sub-list for field type_name
 }
 
 func init() { file_runnel_v1_admin_proto_init() }
@@ -2694,7 +2999,7 @@ func file_runnel_v1_admin_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_runnel_v1_admin_proto_rawDesc), len(file_runnel_v1_admin_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   33,
+			NumMessages:   36,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

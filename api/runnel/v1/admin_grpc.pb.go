@@ -25,6 +25,7 @@ const (
 	AdminService_Revoke_FullMethodName           = "/runnel.v1.AdminService/Revoke"
 	AdminService_Restore_FullMethodName          = "/runnel.v1.AdminService/Restore"
 	AdminService_ListRevocations_FullMethodName  = "/runnel.v1.AdminService/ListRevocations"
+	AdminService_ListNodes_FullMethodName        = "/runnel.v1.AdminService/ListNodes"
 	AdminService_GetServerInfo_FullMethodName    = "/runnel.v1.AdminService/GetServerInfo"
 	AdminService_ListSessions_FullMethodName     = "/runnel.v1.AdminService/ListSessions"
 	AdminService_GetSession_FullMethodName       = "/runnel.v1.AdminService/GetSession"
@@ -53,6 +54,9 @@ type AdminServiceClient interface {
 	Restore(ctx context.Context, in *RestoreRequest, opts ...grpc.CallOption) (*RestoreResponse, error)
 	// ListRevocations returns the revocations in force, oldest first.
 	ListRevocations(ctx context.Context, in *ListRevocationsRequest, opts ...grpc.CallOption) (*ListRevocationsResponse, error)
+	// ListNodes lists the servers that share a cluster, this one among them; where the engine is embedded, this one alone. Every server knows
+	// all: it makes no difference which is asked.
+	ListNodes(ctx context.Context, in *ListNodesRequest, opts ...grpc.CallOption) (*ListNodesResponse, error)
 	// GetServerInfo says how the server is.
 	GetServerInfo(ctx context.Context, in *GetServerInfoRequest, opts ...grpc.CallOption) (*GetServerInfoResponse, error)
 	// ListSessions lists sessions: Subscribe and EstablishStream calls that are open.
@@ -115,6 +119,16 @@ func (c *adminServiceClient) ListRevocations(ctx context.Context, in *ListRevoca
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(ListRevocationsResponse)
 	err := c.cc.Invoke(ctx, AdminService_ListRevocations_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *adminServiceClient) ListNodes(ctx context.Context, in *ListNodesRequest, opts ...grpc.CallOption) (*ListNodesResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListNodesResponse)
+	err := c.cc.Invoke(ctx, AdminService_ListNodes_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -246,6 +260,9 @@ type AdminServiceServer interface {
 	Restore(context.Context, *RestoreRequest) (*RestoreResponse, error)
 	// ListRevocations returns the revocations in force, oldest first.
 	ListRevocations(context.Context, *ListRevocationsRequest) (*ListRevocationsResponse, error)
+	// ListNodes lists the servers that share a cluster, this one among them; where the engine is embedded, this one alone. Every server knows
+	// all: it makes no difference which is asked.
+	ListNodes(context.Context, *ListNodesRequest) (*ListNodesResponse, error)
 	// GetServerInfo says how the server is.
 	GetServerInfo(context.Context, *GetServerInfoRequest) (*GetServerInfoResponse, error)
 	// ListSessions lists sessions: Subscribe and EstablishStream calls that are open.
@@ -292,6 +309,9 @@ func (UnimplementedAdminServiceServer) Restore(context.Context, *RestoreRequest)
 }
 func (UnimplementedAdminServiceServer) ListRevocations(context.Context, *ListRevocationsRequest) (*ListRevocationsResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ListRevocations not implemented")
+}
+func (UnimplementedAdminServiceServer) ListNodes(context.Context, *ListNodesRequest) (*ListNodesResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListNodes not implemented")
 }
 func (UnimplementedAdminServiceServer) GetServerInfo(context.Context, *GetServerInfoRequest) (*GetServerInfoResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method GetServerInfo not implemented")
@@ -397,6 +417,24 @@ func _AdminService_ListRevocations_Handler(srv interface{}, ctx context.Context,
 	}
 	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
 		return srv.(AdminServiceServer).ListRevocations(ctx, req.(*ListRevocationsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _AdminService_ListNodes_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListNodesRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServiceServer).ListNodes(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: AdminService_ListNodes_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServiceServer).ListNodes(ctx, req.(*ListNodesRequest))
 	}
 	return interceptor(ctx, in, info, handler)
 }
@@ -617,6 +655,10 @@ var AdminService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "ListRevocations",
 			Handler:    _AdminService_ListRevocations_Handler,
+		},
+		{
+			MethodName: "ListNodes",
+			Handler:    _AdminService_ListNodes_Handler,
 		},
 		{
 			MethodName: "GetServerInfo",
