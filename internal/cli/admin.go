@@ -13,8 +13,8 @@ import (
 
 func (a *app) admin() *cobra.Command {
 	c := &cobra.Command{Use: "admin", Short: "Look into a server, and act on it"}
-	choose(c, "info, sessions, session, disconnect, namespaces, topics, trim, delete, drain, reload, config, revoke, restore or revocations")
-	c.AddCommand(a.adminInfo(), a.adminSessions(), a.adminSession(), a.adminDisconnect(), a.adminNamespaces(), a.adminTopics(), a.adminTrim(), a.adminDelete(), a.adminDrain(), a.adminReload(), a.adminConfig(),
+	choose(c, "info, nodes, sessions, session, disconnect, namespaces, topics, trim, delete, drain, reload, config, revoke, restore or revocations")
+	c.AddCommand(a.adminInfo(), a.adminNodes(), a.adminSessions(), a.adminSession(), a.adminDisconnect(), a.adminNamespaces(), a.adminTopics(), a.adminTrim(), a.adminDelete(), a.adminDrain(), a.adminReload(), a.adminConfig(),
 		a.revoke(), a.restore(), a.revocations())
 	return c
 }

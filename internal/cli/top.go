@@ -11,6 +11,7 @@ import (
 	tea "charm.land/bubbletea/v2"
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc/codes"
 
 	"github.com/runnelhq/runnel"
 	runnelv1 "github.com/runnelhq/runnel/api/runnel/v1"
@@ -23,7 +24,7 @@ func (a *app) top() *cobra.Command {
 		Use:   "top",
 		Short: "Watch a server: rates, delays, memory, the slowest sessions, the busiest topics",
 		Long: "Watch a server on the whole terminal. Keys: l, r, d, a sort sessions by lag, rate, delay, age; / filters them; enter shows one with its\n" +
-			"subscriptions; x disconnects it; n shows namespaces; t shows the busiest topics, e and b sort them by events and bytes, / takes a pattern;\n" +
+			"subscriptions; x disconnects it; n shows the nodes of the cluster; N shows namespaces; t shows the busiest topics, e and b sort them by events and bytes, / takes a pattern;\n" +
 			"s goes back to sessions; q quits. Where the output is no terminal, one look is printed.",
 		Args: args(0, 0, "no arguments"),
 		RunE: func(c *cobra.Command, _ []string) error {
@@ -81,6 +82,7 @@ const (
 	namespacesPane
 	sessionPane
 	topicsPane
+	nodesPane
 )
 
 // lookTimeout bounds one look at the server.
@@ -120,6 +122,7 @@ type look struct {
 	sessions   []*runnelv1.SessionInfo
 	matched    uint32
 	namespaces []*runnelv1.NamespaceInfo
+	nodes      *runnelv1.ListNodesResponse      // nil: the server is older than that
 	busy       *runnelv1.ListBusyTopicsResponse // nil: it was not asked for topics
 	one        *runnelv1.GetSessionResponse
 	gone       bool // the chosen session
@@ -163,6 +166,15 @@ func (m *top) look(ctx context.Context) look {
 			return s.ListNamespaces(ctx, &runnelv1.ListNamespacesRequest{})
 		})
 		l.namespaces = r.GetNamespaces()
+		return err
+	})
+	group.Go(func() (err error) {
+		l.nodes, err = runnel.Admin(ctx, m.client, func(ctx context.Context, s runnelv1.AdminServiceClient) (*runnelv1.ListNodesResponse, error) {
+			return s.ListNodes(ctx, &runnelv1.ListNodesRequest{})
+		})
+		if e := (*runnel.Error)(nil); errors.As(err, &e) && e.Code == codes.Unimplemented {
+			return nil
+		}
 		return err
 	})
 	// The server reads the newest event of each of these, so only somebody who looks at them asks.
@@ -290,6 +302,8 @@ func (m *top) key(k tea.KeyPressMsg) (tea.Model, tea.Cmd) {
 	case "esc", "backspace":
 		m.pane, m.chosen = sessionsPane, ""
 	case "n":
+		m.pane, m.chosen = nodesPane, ""
+	case "N":
 		m.pane, m.chosen = namespacesPane, ""
 	case "s":
 		m.pane, m.chosen = sessionsPane, ""

@@ -131,7 +131,7 @@ func TestTop(t *testing.T) {
 	if press(m, escape); m.pane != sessionsPane {
 		t.Error("esc does not go back")
 	}
-	press(m, char('n'))
+	press(m, char('N'))
 	if text := shown(t, m); strings.Index(text, "busy") > strings.Index(text, "quiet") || !strings.Contains(text, "12.3k") {
 		t.Errorf("namespaces:\n%s", text)
 	}

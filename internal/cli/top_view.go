@@ -39,6 +39,9 @@ func fit(text string, width int) string {
 	return text + strings.Repeat(" ", width-len(r))
 }
 
+// atMost is text in at most so many columns.
+func atMost(text string, most int) string { return fit(text, min(len([]rune(text)), most)) }
+
 // text is the whole screen.
 func (m *top) text() string {
 	var lines []string
@@ -47,6 +50,8 @@ func (m *top) text() string {
 	switch m.pane {
 	case namespacesPane:
 		lines = append(lines, m.namespaceRows(room)...)
+	case nodesPane:
+		lines = append(lines, m.nodeRows(room)...)
 	case sessionPane:
 		lines = append(lines, m.sessionRows(room)...)
 	case topicsPane:
@@ -56,6 +61,9 @@ func (m *top) text() string {
 	}
 	if m.plain {
 		lines = append(append(lines, ""), m.topicRows(room)...)
+		if len(m.now.nodes.GetNodes()) > 1 {
+			lines = append(append(lines, ""), m.nodeRows(room)...)
+		}
 		for i := range lines {
 			lines[i] = strings.TrimRight(lines[i], " ")
 		}
@@ -78,7 +86,7 @@ func (m *top) header() []string {
 	case i.GetTrouble() != "":
 		state, bad = oneLine(i.GetTrouble()), true
 	}
-	first := fit(fmt.Sprintf("runnel %s  up %s  %s", m.server, up, state), m.width)
+	first := fit(fmt.Sprintf("runnel %s%s  up %s  %s", m.server, m.ofNodes(), up, state), m.width)
 	if bad {
 		first = m.style(badStyle, first)
 	} else {
@@ -104,6 +112,10 @@ func (m *top) header() []string {
 	if i.GetBehind() > 0 {
 		behind = fmt.Sprintf(", %d behind", i.GetBehind())
 	}
+	storage := fmt.Sprintf("disk       %s used, %s free, %s to compact", bytesText(i.GetDiskBytes()), bytesText(i.GetDiskFreeBytes()), bytesText(i.GetCompactionDebtBytes()))
+	if i.GetDiskBytes() == 0 && i.GetDiskFreeBytes() == 0 { // it has none
+		storage = "disk       that of NATS"
+	}
 	trouble := fmt.Sprintf("dropped %d  conflated %d  gaps %d  too slow %d", i.GetDropped(), i.GetConflated(), i.GetGaps(), i.GetSlowConsumers())
 	return []string{
 		first,
@@ -112,7 +124,7 @@ func (m *top) header() []string {
 		graph("published", &m.published, short(m.published.last())+"/s"),
 		graph("worst p99", &m.delay, delay(m.delay.last())+" ms"),
 		line("memory", filled, bytesText(used)+" of "+bytesText(i.GetMemoryLimitBytes())),
-		fit(fmt.Sprintf("disk       %s used, %s free, %s to compact", bytesText(i.GetDiskBytes()), bytesText(i.GetDiskFreeBytes()), bytesText(i.GetCompactionDebtBytes())), m.width),
+		fit(storage, m.width),
 		fit("so far     "+trouble, m.width),
 		"",
 	}
@@ -131,14 +143,16 @@ func (m *top) footer() string {
 	case m.message != "":
 		return m.style(boldStyle, fit(m.message, m.width))
 	}
-	keys := "l lag r rate d delay a age  / filter  enter inspect  x cut  n spaces t topics"
+	keys := "l lag r rate d delay a age  / filter  enter inspect  x cut  t topics  n nodes"
 	switch m.pane {
 	case namespacesPane:
-		keys = "s sessions  t topics  q quit"
+		keys = "s sessions  t topics  n nodes  q quit"
+	case nodesPane:
+		keys = "s sessions  t topics  N namespaces  q quit"
 	case sessionPane:
-		keys = "x cut  s sessions  n spaces  t topics  q quit"
+		keys = "x cut  s sessions  t topics  n nodes  N namespaces  q quit"
 	case topicsPane:
-		keys = "e by events  b by bytes  / pattern  s sessions  n spaces  q quit"
+		keys = "e by events  b by bytes  / pattern  s sessions  n nodes  N namespaces  q quit"
 	}
 	return m.style(faintStyle, fit(keys, m.width))
 }
@@ -237,6 +251,47 @@ func (m *top) namespaceRows(room int) []string {
 	}
 	lines := m.columns([]string{"NAMESPACE", "KEPT ON", "EV/S", "OLDEST", "NEWEST", "SIZE", "EPOCH"}, rows, -1, room-1)
 	return append([]string{fit(fmt.Sprintf("%d namespaces, busiest first", len(list)), m.width)}, lines...)
+}
+
+// ofNodes says that there are others.
+func (m *top) ofNodes() string {
+	n := len(m.now.nodes.GetNodes())
+	switch {
+	case m.now.nodes.GetStale():
+		return ", which does not hear other nodes"
+	case n > 1:
+		return fmt.Sprintf(", one of %d nodes", n)
+	}
+	return ""
+}
+
+// countText is a number as it is, unless it is long.
+func countText(n uint32) string {
+	if n < 10_000 {
+		return fmt.Sprint(n)
+	}
+	return short(float64(n))
+}
+
+func (m *top) nodeRows(room int) []string {
+	r := m.now.nodes
+	var rows [][]string
+	chosen, sessions, published, delivered := -1, uint32(0), 0.0, 0.0
+	for i, n := range r.GetNodes() {
+		if n.GetSelf() {
+			chosen = i
+		}
+		sessions, published, delivered = sessions+n.GetSessions(), published+n.GetPublishedPerS(), delivered+n.GetDeliveredPerS()
+		rows = append(rows, []string{
+			atMost(oneLine(n.GetNode()), max(m.width/6, 12)), oneLine(addressOf(n)), atMost(oneLine(n.GetVersion()), max(m.width/10, 6)), shortAge(n.GetStartedMs()),
+			countText(n.GetSessions()), short(n.GetPublishedPerS()), short(n.GetDeliveredPerS()), percent(n.GetLoad()), nodeState(r, n),
+		})
+	}
+	note := fmt.Sprintf("%d nodes, together %d sessions, %s events/s in, %s out", len(rows), sessions, short(published), short(delivered))
+	if r.GetStale() {
+		note = fmt.Sprintf("%d nodes; this one does not hear the others, so this is old", len(rows))
+	}
+	return append([]string{fit(note, m.width)}, m.columns([]string{"NODE", "ADDRESS", "VERSION", "UP", "SESS", "IN/S", "OUT/S", "LOAD", "STATE"}, rows, chosen, room-1)...)
 }
 
 func (m *top) topicRows(room int) []string {
