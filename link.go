@@ -5,6 +5,7 @@ import (
 	"errors"
 	"math/rand/v2"
 	"slices"
+	"time"
 
 	"github.com/sony/gobreaker/v2"
 	"google.golang.org/grpc"
@@ -208,6 +209,32 @@ func (c *Client) failed(l *link, err error) {
 	}
 	c.replace(l, next)
 	c.retire(next)
+}
+
+// backSpread is the time over which the sessions of a client come back with a connection.
+const backSpread = 100 * time.Millisecond
+
+// wait waits before a session is opened again: for its turn, or until the connection that was away is back, which grpc sees to. What the
+// server has asked for (atLeast) is waited for in any case.
+func (c *Client) wait(ctx context.Context, b *retry, atLeast time.Duration) error {
+	l := c.use()
+	defer c.done(l)
+	turn, cancel := context.WithTimeout(ctx, b.next(atLeast))
+	defer cancel()
+	state := l.conn.GetState()
+	if atLeast > 0 || state == connectivity.Ready {
+		<-turn.Done()
+		return ctx.Err()
+	}
+	for ; state != connectivity.Ready; state = l.conn.GetState() {
+		if !l.conn.WaitForStateChange(turn, state) {
+			return ctx.Err()
+		}
+	}
+	soon, cancel := context.WithTimeout(turn, rand.N(backSpread))
+	defer cancel()
+	<-soon.Done()
+	return ctx.Err()
 }
 
 // sent goes on to another server if the one that has ended a stream is about to stop.

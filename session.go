@@ -2,6 +2,7 @@ package runnel
 
 import (
 	"context"
+	"errors"
 	"math/rand/v2"
 	"slices"
 	"sync"
@@ -147,14 +148,20 @@ func (s *Session) run() {
 			s.fail(err)
 			return
 		}
-		if time.Since(began) > stableAfter {
+		if time.Since(began) > stableAfter || toldToMove(err) {
 			b.reset()
 		}
-		if b.wait(s.ctx, retryAfter(err)) != nil {
+		if s.c.wait(s.ctx, &b, retryAfter(err)) != nil {
 			s.fail(ErrClosed)
 			return
 		}
 	}
+}
+
+// toldToMove says that a stream which stood has ended because its server stops, which is no fault to back off from.
+func toldToMove(err error) bool {
+	var e *Error
+	return errors.As(err, &e) && e.Reason == reasonDraining && !e.FromServer
 }
 
 // report tells the application of a state that is new.

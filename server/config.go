@@ -27,11 +27,13 @@ type Config struct {
 	Node string
 
 	DrainTimeout time.Duration // at most this until a stop is forced; default 30 s
-	DrainSpread  time.Duration // sessions are told to move one after the other over this time; default 2 s, at most half of DrainTimeout
-	SendTimeout  time.Duration // a client that takes nothing for this long is cut; default 30 s
+	// DrainSpread is the time over which sessions are told to move, one after the other. Default 2 s where there is somewhere to go, that is
+	// with Endpoints, Advertise or MaxStreamAge, or while other nodes share the cluster, else 0: who waits for this server to start again gains
+	// nothing by being told late. At most half of DrainTimeout.
+	DrainSpread time.Duration
+	SendTimeout time.Duration // a client that takes nothing for this long is cut; default 30 s
 	// DrainNotice is how long a session that is told to move goes on, so that its client can begin elsewhere first. Default 2 s where there is
-	// somewhere to go, that is with Endpoints, Advertise or MaxStreamAge, or while other nodes share the cluster, else 0; at most a quarter of
-	// DrainTimeout.
+	// somewhere to go, else 0; at most a quarter of DrainTimeout.
 	DrainNotice time.Duration
 	// Channelz serves what grpc-go knows of its connections and streams (grpc.channelz.v1.Channelz) to administrators.
 	Channelz bool
@@ -160,8 +162,11 @@ var policies = map[string]runnelv1.OverflowPolicy{
 	"disconnect":  runnelv1.OverflowPolicy_OVERFLOW_POLICY_DISCONNECT,
 }
 
-// defaultNotice is DrainNotice where there is somewhere to go.
-const defaultNotice = 2 * time.Second
+// What DrainSpread and DrainNotice are where there is somewhere to go.
+const (
+	defaultSpread = 2 * time.Second
+	defaultNotice = 2 * time.Second
+)
 
 func set[T comparable](field *T, value T) {
 	var zero T
@@ -176,11 +181,11 @@ func (c Config) withDefaults() (Config, error) {
 	set(&c.Admin, "127.0.0.1:9464")
 	set(&c.Data, "data")
 	set(&c.DrainTimeout, 30*time.Second)
-	set(&c.DrainSpread, 2*time.Second)
-	c.DrainSpread = min(c.DrainSpread, c.DrainTimeout/2)
 	if len(c.Endpoints) > 0 || c.Advertise != "" || c.Announce != nil || c.MaxStreamAge > 0 {
+		set(&c.DrainSpread, defaultSpread)
 		set(&c.DrainNotice, defaultNotice)
 	}
+	c.DrainSpread = min(c.DrainSpread, c.DrainTimeout/2)
 	c.DrainNotice = min(c.DrainNotice, c.DrainTimeout/4)
 	set(&c.SendTimeout, 30*time.Second)
 	if err := c.checkEngine(); err != nil {

@@ -25,7 +25,8 @@ func (s *Server) figures() []admin.Figure {
 	gauge("runnel_subscriptions", "Subscriptions of all sessions.", float64(m.Subscriptions.Load()))
 	gauge("runnel_subscriptions_behind", "Subscriptions that read the log because they fell out of memory.", float64(m.Behind.Load()))
 	if api := s.api.Load(); api != nil {
-		sum, most := api.Lag()
+		most, sum, stuck := api.Lag()
+		gauge("runnel_sessions_stuck", "Sessions that have taken nothing for more than a second while events wait for them.", float64(stuck))
 		gauge("runnel_lag_events", "Events that subscriptions have not been sent yet, of all together; of those that read the log, offsets not yet read.", float64(sum))
 		gauge("runnel_lag_events_max", "The same of the subscription that is farthest behind.", float64(most))
 	}
@@ -39,7 +40,7 @@ func (s *Server) figures() []admin.Figure {
 	counter("runnel_dropped_total", "Events dropped for slow subscriptions.", float64(m.Dropped.Load()))
 	counter("runnel_conflated_total", "Events superseded by newer ones of their keys for slow subscriptions.", float64(m.Conflated.Load()))
 	counter("runnel_gaps_total", "Stretches of logs that subscriptions could not get any more.", float64(m.Gaps.Load()))
-	counter("runnel_slow_consumers_total", "Sessions ended because their clients were too slow.", float64(m.Slow.Load()))
+	counter("runnel_slow_consumers_total", "Sessions ended because their clients were too slow, or by a broken connection after the client had taken nothing for 5 s.", float64(m.Slow.Load()))
 	e := s.engine.Figures()
 	gauge("runnel_namespaces", "Namespaces whose logs are open.", float64(e.Namespaces))
 	if s.cfg.Engine == Embedded { // the disks of NATS are its own

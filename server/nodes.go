@@ -122,6 +122,14 @@ func (n *nodes) notice() time.Duration {
 	return n.s.cfg.DrainNotice
 }
 
+// spread is the time over which sessions are told to move: likewise.
+func (n *nodes) spread() time.Duration {
+	if n.s.cfg.DrainSpread == 0 && len(n.elsewhere()) > 0 {
+		return min(defaultSpread, n.s.cfg.DrainTimeout/2)
+	}
+	return n.s.cfg.DrainSpread
+}
+
 // list describes all nodes.
 func (n *nodes) list() *runnelv1.ListNodesResponse {
 	var all []cluster.Node

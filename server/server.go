@@ -415,7 +415,7 @@ func (s *Server) drain(g *grpc.Server, api *grpcapi.Service, withdraw func()) {
 	defer cancel()
 	s.health.Shutdown()
 	withdraw() // now, or those who are told to move could be sent back here
-	api.Drain(ctx, s.cfg.DrainSpread)
+	api.Drain(ctx, s.nodes.spread())
 	s.unwatch()
 	// Streams that do not end by themselves would keep GracefulStop for ever.
 	force := context.AfterFunc(ctx, g.Stop)

@@ -142,10 +142,10 @@ func (a *app) adminSessions() *cobra.Command {
 			for _, s := range r.GetSessions() {
 				rows = append(rows, []any{
 					s.GetSessionId(), s.GetClientId(), s.GetAddress(), age(s.GetSinceMs()), s.GetSubscriptions(), s.GetLag(), fmt.Sprintf("%.1f", s.GetEventsPerS()),
-					delay(s.GetP50Ms()), delay(s.GetP99Ms()), s.GetDropped(), s.GetConflated(), s.GetGaps(),
+					delay(s.GetP50Ms()), delay(s.GetP99Ms()), s.GetDropped(), s.GetConflated(), s.GetGaps(), stuckText(s),
 				})
 			}
-			if err := a.table("SESSION\tCLIENT\tADDRESS\tAGE\tSUBS\tLAG\tEVENTS/S\tP50 MS\tP99 MS\tDROPPED\tCONFLATED\tGAPS", rows); err != nil {
+			if err := a.table("SESSION\tCLIENT\tADDRESS\tAGE\tSUBS\tLAG\tEVENTS/S\tP50 MS\tP99 MS\tDROPPED\tCONFLATED\tGAPS\tSTATE", rows); err != nil {
 				return err
 			}
 			if left := int(r.GetMatched()) - len(rows); left > 0 {

@@ -219,10 +219,10 @@ func (m *top) sessionsRows(room int) []string {
 
 // stuckText says what holds a session up.
 func stuckText(s *runnelv1.SessionInfo) string {
-	switch {
-	case s.GetBlockedMs() > 0:
-		return "stuck " + (time.Duration(s.GetBlockedMs()) * time.Millisecond).Round(time.Second).String()
-	case s.GetHeld() > 0:
+	switch stuck := time.Duration(s.GetBlockedMs()) * time.Millisecond; {
+	case stuck >= time.Second:
+		return "stuck " + stuck.Truncate(time.Second).String()
+	case stuck > 0, s.GetHeld() > 0:
 		return "slow"
 	}
 	return "ok"

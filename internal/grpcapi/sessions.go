@@ -72,13 +72,19 @@ func (s *Service) Session(id string) (*runnelv1.SessionInfo, []*runnelv1.Subscri
 	return nil, nil, false
 }
 
-// Lag is how far all subscriptions are behind, together and at most.
-func (s *Service) Lag() (sum, most uint64) {
+// StuckAfter is how long a client takes nothing before its session counts as stuck.
+const StuckAfter = time.Second
+
+// Lag is how far all subscriptions are behind, at most and together, and how many sessions are stuck.
+func (s *Service) Lag() (most, sum uint64, stuck int) {
 	for _, st := range s.streams() {
-		n, m := st.one.Lag()
-		sum, most = sum+n, max(most, m)
+		n, all, since := st.one.Lag()
+		most, sum = max(most, n), sum+all
+		if since >= StuckAfter {
+			stuck++
+		}
 	}
-	return sum, most
+	return most, sum, stuck
 }
 
 // Disconnect ends sessions that f picks, and returns how many.
@@ -105,7 +111,7 @@ func (st *stream) info() *runnelv1.SessionInfo {
 	out := &runnelv1.SessionInfo{
 		SessionId: st.id, ClientId: st.by.client, Address: st.by.address(), SinceMs: i.Began.UnixMilli(), Subscriptions: uint32(i.Subscriptions), Lag: i.Lag,
 		Delivered: i.Delivered, Dropped: i.Dropped, Conflated: i.Conflated, Gaps: i.Gaps, EventsPerS: i.Rate, P50Ms: ms(i.P50), P99Ms: ms(i.P99),
-		BlockedMs: i.Blocked.Milliseconds(), Held: uint32(i.Held), Errors: st.errors.Load(),
+		BlockedMs: i.Stuck.Milliseconds(), Held: uint32(i.Held), Errors: st.errors.Load(),
 	}
 	if reason := st.lastError.Load(); reason != nil {
 		out.LastError = *reason

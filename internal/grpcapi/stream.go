@@ -103,7 +103,26 @@ var errAged = errors.New("the stream has reached its greatest age")
 func (st *stream) wait(ctx context.Context) error {
 	err := st.out.wait(ctx)
 	st.by.note(audit.Ended, slog.String("reason", reasonOf(err)))
+	st.slow(err, ctx.Err() != nil)
 	return err
+}
+
+// slowAfter is how long a client takes nothing before the end of its connection is put down to that.
+const slowAfter = 5 * time.Second
+
+// slow tells operators of a session that has ended because its client was too slow: the server says so, or the connection of a client that
+// takes nothing has broken. (The kernel gives such a connection up sooner than send_timeout, when keepalive's patience is at an end.)
+func (st *stream) slow(err error, broken bool) {
+	most, _, stuck := st.one.Lag()
+	told := errors.As(err, new(*session.SlowConsumerError))
+	switch {
+	case broken && !told && stuck >= slowAfter:
+		st.s.cfg.Meter.Slowed()
+	case !told:
+		return
+	}
+	st.s.cfg.Logger.Warn("a session has ended because its client was too slow", "session", st.id, "client", st.by.client, "address", st.by.address(),
+		"reason", reasonOf(err), "stuck", stuck.Round(time.Millisecond), "lag", most)
 }
 
 // end gives back the session and whatever a stuck client holds. Nothing is sent any more.

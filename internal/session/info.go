@@ -18,8 +18,8 @@ type Info struct {
 	Lag       uint64        // of the subscription that is farthest behind
 	Rate      float64       // events per second, lately
 	P50, P99  time.Duration // of delays, lately, in powers of two milliseconds; 0 without events
-	Blocked   time.Duration // for how long the transport has taken nothing
-	Held      int           // subscriptions whose credit or stream is used up
+	Stuck     time.Duration // for how long the client has taken nothing: its transport is full, or credit is used up while events wait
+	Held      int           // subscriptions whose credit or stream was used up, and which have not sent all there is since
 	Ends      error         // why it is over; nil if it is not
 
 	Subscriptions int
@@ -48,10 +48,9 @@ const rateOver = 500 * time.Millisecond
 func (s *Session) Info() Info {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	i := Info{Began: s.began, Subscriptions: len(s.subs), Held: s.held, Ends: s.err}
-	if !s.blocked.IsZero() {
-		i.Blocked = time.Since(s.blocked)
-	}
+	i := Info{Began: s.began, Subscriptions: len(s.subs), Ends: s.err}
+	now := time.Now()
+	i.Lag, _, i.Stuck = s.lagLocked(now)
 	var all delays
 	for _, sub := range s.subs {
 		t := &sub.tally
@@ -59,7 +58,9 @@ func (s *Session) Info() Info {
 		i.Dropped += t.dropped
 		i.Conflated += t.conflated
 		i.Gaps += t.gaps
-		i.Lag = max(i.Lag, sub.lagLocked())
+		if !sub.held.IsZero() && sub.lagLocked() > 0 {
+			i.Held++
+		}
 		for j, n := range t.delays.buckets {
 			all.buckets[j] = uint16(min(int(all.buckets[j])+int(n), 1<<16-1))
 		}
@@ -69,19 +70,29 @@ func (s *Session) Info() Info {
 	i.Conflated += s.gone.conflated
 	i.Gaps += s.gone.gaps
 	i.P50, i.P99 = all.both()
-	i.Rate = s.rate.at(time.Now(), i.Delivered)
+	i.Rate = s.rate.at(now, i.Delivered)
 	return i
 }
 
-// Lag is how far the session's subscriptions are behind, together and at most.
-func (s *Session) Lag() (sum, most uint64) {
+// Lag is how far the session's subscriptions are behind, at most and together, and for how long the client has taken nothing (Info.Stuck).
+func (s *Session) Lag() (most, sum uint64, stuck time.Duration) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	return s.lagLocked(time.Now())
+}
+
+func (s *Session) lagLocked(now time.Time) (most, sum uint64, stuck time.Duration) {
+	if !s.blocked.IsZero() {
+		stuck = now.Sub(s.blocked)
+	}
 	for _, sub := range s.subs {
 		n := sub.lagLocked()
-		sum, most = sum+n, max(most, n)
+		most, sum = max(most, n), sum+n
+		if n > 0 && !sub.dry.IsZero() {
+			stuck = max(stuck, now.Sub(sub.dry))
+		}
 	}
-	return sum, most
+	return most, sum, stuck
 }
 
 // Subscriptions describes the session's subscriptions, by id.

@@ -47,7 +47,8 @@ func (m *Meter) frame(f *Frame) {
 	}
 }
 
-func (m *Meter) slow() {
+// Slowed counts a session that has ended because its client was too slow, which the session itself cannot know.
+func (m *Meter) Slowed() {
 	if m != nil {
 		m.Slow.Add(1)
 	}

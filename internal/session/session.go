@@ -139,7 +139,7 @@ func (s *Session) endLocked(err error) {
 		s.err = err
 		s.timer.Stop()
 		if slow := (*SlowConsumerError)(nil); errors.As(err, &slow) {
-			s.cfg.Meter.slow()
+			s.cfg.Meter.Slowed()
 		}
 	}
 	s.wake()
@@ -401,7 +401,7 @@ func (s *Session) Credit(id uint32, events uint32) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if sub := s.subs[id]; sub != nil && sub.o.Credit > 0 {
-		sub.credit = min(sub.credit+uint64(events), maxCredit)
+		sub.credit, sub.dry = min(sub.credit+uint64(events), maxCredit), time.Time{}
 		sub.queueLocked()
 		s.wake()
 	}

@@ -67,6 +67,7 @@ type subscription struct {
 	credit   uint64
 	pauses   uint64    // s.pauses when it last looked
 	held     time.Time // since when credit or stream was used up before all was sent; zero: it keeps up
+	dry      time.Time // since when credit is used up; zero: there is some, or nothing more to send
 	pace     pace
 	tally    tally
 	notified *runnelv1.Notice // the last notice queued
@@ -194,6 +195,9 @@ func (sub *subscription) fill(f *Frame, maxBytes int, now time.Time) {
 	if sub.o.Credit > 0 {
 		if sub.credit == 0 {
 			sub.hold(now) // the feed is not waited for: Credit wakes the subscription
+			if sub.dry.IsZero() {
+				sub.dry = now
+			}
 			return
 		}
 		lim.Events = sub.credit

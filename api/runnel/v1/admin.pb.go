@@ -1253,9 +1253,9 @@ type SessionInfo struct {
 	P50Ms float64 `protobuf:"fixed64,15,opt,name=p50_ms,json=p50Ms,proto3" json:"p50_ms,omitempty"`
 	// The same.
 	P99Ms float64 `protobuf:"fixed64,16,opt,name=p99_ms,json=p99Ms,proto3" json:"p99_ms,omitempty"`
-	// Milliseconds for which its transport has taken nothing.
+	// Milliseconds for which the client has taken nothing: its transport is full, or credit is used up while events wait.
 	BlockedMs int64 `protobuf:"varint,17,opt,name=blocked_ms,json=blockedMs,proto3" json:"blocked_ms,omitempty"`
-	// Subscriptions that cannot send, because their credit or the transport is used up.
+	// Subscriptions whose credit or transport was used up, and which have not sent all there is since.
 	Held uint32 `protobuf:"varint,18,opt,name=held,proto3" json:"held,omitempty"`
 	// Commands that failed.
 	Errors uint64 `protobuf:"varint,19,opt,name=errors,proto3" json:"errors,omitempty"`
