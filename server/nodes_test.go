@@ -8,6 +8,9 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
 	"github.com/runnelhq/runnel"
 	runnelv1 "github.com/runnelhq/runnel/api/runnel/v1"
 	"github.com/runnelhq/runnel/internal/natsengine/natstest"
@@ -228,5 +231,56 @@ func TestNodesWithoutNATS(t *testing.T) {
 	nodesAt(t, servers[0], are("a b"))
 	if _, err := servers[0].Client().Publish(t.Context(), "a.b", nil, runnel.ID("1")); err != nil {
 		t.Error(err)
+	}
+}
+
+// Who is revoked at one node is cut at all of them, at once, and kept out, also by nodes that start later, until one of them takes it back.
+func TestRevokeAtAllNodes(t *testing.T) {
+	t.Parallel()
+	cluster := natstest.New(t, 1)
+	id := newAuthority(t)
+	node := func(name string) *runneltest.Server {
+		t.Helper()
+		cfg := onNATS(cluster)
+		cfg.Node, cfg.Data = name, t.TempDir()+"/none"
+		return secured(t, id, cfg)
+	}
+	a, b := node("a"), node("b")
+	root := bearer(t.Context(), id.token(t, "root", time.Hour, role("admin")))
+	token := id.token(t, "mallory", time.Hour, role("reader"))
+	session, err := newClients(t, b.Addr).EstablishStream(bearer(t.Context(), token))
+	if err != nil {
+		t.Fatal(err)
+	}
+	subscribe(t, session, 1, "a.>")
+	mallory := &runnelv1.RevokeRequest{Kind: runnelv1.RevokedKind_REVOKED_KIND_SUBJECT, Value: "mallory"}
+	if _, err := newClients(t, a.Addr).admin.Revoke(root, mallory); err != nil {
+		t.Fatal(err)
+	}
+	began := time.Now()
+	if err := control(session, func(*runnelv1.Control) bool { return false }); err == nil || time.Since(began) > 5*time.Second {
+		t.Errorf("the session at another node: %v after %v", err, time.Since(began))
+	}
+	refused := func(s *runneltest.Server) bool {
+		_, err := newClients(t, s.Addr).GetTopic(bearer(t.Context(), token), &runnelv1.GetTopicRequest{Topic: "a.b"})
+		return status.Code(err) == codes.Unauthenticated
+	}
+	c := node("c")
+	for _, s := range []*runneltest.Server{a, b, c} {
+		if list, err := newClients(t, s.Addr).admin.ListRevocations(root, &runnelv1.ListRevocationsRequest{}); err != nil || len(list.GetRevocations()) != 1 || !refused(s) {
+			t.Errorf("%v, %v, refused %v", list, err, refused(s))
+		}
+	}
+	if _, err := newClients(t, c.Addr).admin.Restore(root, &runnelv1.RestoreRequest{Kind: mallory.GetKind(), Value: mallory.GetValue()}); err != nil {
+		t.Fatal(err)
+	}
+	for deadline := time.Now().Add(30 * time.Second); refused(a) || refused(b); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("still refused")
+		}
+	}
+	cluster.Stop(0)
+	if _, err := newClients(t, a.Addr).admin.Revoke(root, mallory); status.Code(err) != codes.Unavailable || refused(a) {
+		t.Errorf("a revocation that nobody keeps: %v", err)
 	}
 }

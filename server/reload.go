@@ -27,7 +27,7 @@ func (s *Server) Reload(cfg Config) (restart []string, err error) {
 		return nil, errors.New("authentication cannot be switched on or off while the server runs; restart it")
 	}
 	if authority.policy != nil {
-		s.security.guard.SetPolicy(authority.policy)
+		s.security.guard.Load().SetPolicy(authority.policy)
 	}
 	s.security.limiter.Set(s.security.limits(&cfg))
 	s.mostSessions.Store(int64(cfg.Limits.ServerSessions))

@@ -8,10 +8,10 @@ import (
 	"log/slog"
 	"maps"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	channelzv1 "google.golang.org/grpc/channelz/grpc_channelz_v1"
 	"google.golang.org/grpc/credentials"
@@ -192,8 +192,8 @@ type security struct {
 	limiter     *limit.Limiter
 	hit         func(limit string)
 	audit       *audit.Log
-	auditFile   *os.File // nil: none
-	guard       *grpcapi.Guard
+	auditFile   *os.File                      // nil: none
+	guard       atomic.Pointer[grpcapi.Guard] // nil before open
 	gate        *grpcapi.Gate
 }
 
@@ -211,8 +211,8 @@ func newSecurity(cfg *Config) (*security, error) {
 	return s, nil
 }
 
-// open opens what lies in the data directory, which must exist and be locked. What is refused is counted in m.
-func (s *security) open(cfg *Config, m *admin.Metrics) (err error) {
+// open opens what it needs to know who was revoked, and to write the audit log. What is refused is counted in m.
+func (s *security) open(cfg *Config, m *admin.Metrics, revocations func() (*auth.Revocations, error)) (err error) {
 	s.hit = m.Limited
 	s.limiter = limit.New(s.limits(cfg))
 	switch cfg.Audit {
@@ -226,11 +226,7 @@ func (s *security) open(cfg *Config, m *admin.Metrics) (err error) {
 		s.audit = audit.New(slog.New(slog.NewJSONHandler(s.auditFile, nil)))
 	}
 	if s.authority.policy != nil {
-		file := filepath.Join(cfg.Data, "revocations.json")
-		if cfg.Engine == OnNATS {
-			file = "" // there is no data directory
-		}
-		if s.revocations, err = auth.OpenRevocations(file); err != nil {
+		if s.revocations, err = revocations(); err != nil {
 			return errors.Join(err, s.close())
 		}
 	}
@@ -241,7 +237,7 @@ func (s *security) open(cfg *Config, m *admin.Metrics) (err error) {
 	if cfg.TLS.ClientCA != "" {
 		guard.Kind = auth.Kind(cfg.TLS.Identity)
 	}
-	s.guard = grpcapi.NewGuard(guard)
+	s.guard.Store(grpcapi.NewGuard(guard))
 	s.gate = grpcapi.NewGate(s.credentials(), grpcapi.GateConfig{
 		Most: cfg.Limits.MaxConnections, PerAddress: cfg.Limits.MaxConnectionsPerAddress, Audit: s.audit, Refused: m.Refused,
 	})

@@ -114,7 +114,7 @@ func New(cfg Config) (*Server, error) {
 		s.closeListeners()
 		return nil, err
 	}
-	if err := s.security.open(&cfg, s.metrics); err != nil {
+	if err := s.security.open(&cfg, s.metrics, s.openRevocations); err != nil {
 		s.closeListeners()
 		return nil, errors.Join(err, s.engine.Close())
 	}
@@ -226,8 +226,8 @@ func (s *Server) Run(ctx context.Context) error {
 	g := s.grpcServer()
 	runnelv1.RegisterStreamServiceServer(g, api)
 	runnelv1.RegisterAdminServiceServer(g, admin.NewService(admin.ServiceConfig{
-		Administrator: s.security.guard.Administrator, Revocations: s.security.revocations, Sever: s.security.guard.Sever,
-		Expires: s.security.guard.Expires, Audit: s.security.audit, Server: newOperator(s, api),
+		Administrator: s.security.guard.Load().Administrator, Revocations: s.security.revocations, Sever: s.security.guard.Load().Sever,
+		Expires: s.security.guard.Load().Expires, Audit: s.security.audit, Server: newOperator(s, api),
 	}))
 	healthv1.RegisterHealthServer(g, s.health)
 	reflection.Register(g)
@@ -286,8 +286,8 @@ func (s *Server) grpcServer() *grpc.Server {
 		grpc.WriteBufferSize(grpcapi.WriteBuffer),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 30 * time.Second, Timeout: 10 * time.Second}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),
-		grpc.ChainUnaryInterceptor(s.security.guard.Unary),
-		grpc.ChainStreamInterceptor(s.security.guard.Stream, s.countStreams),
+		grpc.ChainUnaryInterceptor(s.security.guard.Load().Unary),
+		grpc.ChainStreamInterceptor(s.security.guard.Load().Stream, s.countStreams),
 	}
 	if s.security.certs != nil {
 		// TLS has a buffer of its own; on plain connections grpc-go's is pooled.

@@ -38,21 +38,37 @@ func (r *Revocation) key() revoked { return revoked{r.Kind, r.Value} }
 
 type revoked struct{ kind, value string }
 
-// Revocations are kept in a file, so that they outlive the process.
+// Revocations are kept in a file, or shared with others who keep them, so that they outlive the process.
 type Revocations struct {
-	path string // empty: they are kept in memory only
+	path  string // empty: they are shared
+	share func(r Revocation, lifted bool) error
 
 	mu  sync.RWMutex
 	all map[revoked]Revocation
 }
 
-// OpenRevocations reads the file at path, if there is one; an empty path means no file. A damaged file is an error: to go on without it would let back in who was
+// ShareRevocations returns Revocations that share keeps, for this process and others: it stores one, or that it was lifted, and returns once
+// that outlives the process. What any of them has stored must come to Learn, in one order for all.
+func ShareRevocations(share func(r Revocation, lifted bool) error) *Revocations {
+	return &Revocations{share: share, all: map[revoked]Revocation{}}
+}
+
+// Learn takes in what was stored.
+func (r *Revocations) Learn(one Revocation, lifted bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	switch {
+	case lifted:
+		delete(r.all, one.key())
+	case one.check() == nil && !one.over(time.Now()):
+		r.all[one.key()] = one
+	}
+}
+
+// OpenRevocations reads the file at path, if there is one. A damaged file is an error: to go on without it would let back in who was
 // thrown out.
 func OpenRevocations(path string) (*Revocations, error) {
 	r := &Revocations{path: path, all: map[revoked]Revocation{}}
-	if path == "" {
-		return r, nil
-	}
 	b, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return r, nil
@@ -73,13 +89,20 @@ func OpenRevocations(path string) (*Revocations, error) {
 	return r, nil
 }
 
+func (r *Revocation) check() error {
+	switch {
+	case r.Kind != RevokeClient && r.Kind != RevokeSubject && r.Kind != RevokeToken:
+		return fmt.Errorf("%q is not one of client, subject, token", r.Kind)
+	case !Printable(r.Value):
+		return fmt.Errorf("it is not 1 to %d printable ASCII characters without spaces", maxIdentity)
+	}
+	return nil
+}
+
 // Add revokes, and returns once that is on disk.
 func (r *Revocations) Add(one Revocation) error {
-	switch {
-	case one.Kind != RevokeClient && one.Kind != RevokeSubject && one.Kind != RevokeToken:
-		return fmt.Errorf("%q is not one of client, subject, token", one.Kind)
-	case !Printable(one.Value):
-		return fmt.Errorf("it is not 1 to %d printable ASCII characters without spaces", maxIdentity)
+	if err := one.check(); err != nil {
+		return err
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -89,6 +112,13 @@ func (r *Revocations) Add(one Revocation) error {
 		if len(r.all) >= maxRevocations {
 			return fmt.Errorf("there are %d revocations; give those that are to come an end, or lift old ones", maxRevocations)
 		}
+	}
+	if r.share != nil {
+		if err := r.shareLocked(one, false); err != nil {
+			return fmt.Errorf("the revocation cannot be stored: %w", err)
+		}
+		r.all[one.key()] = one
+		return nil
 	}
 	r.all[one.key()] = one
 	if err := r.writeLocked(); err != nil {
@@ -108,6 +138,13 @@ func (r *Revocations) Lift(kind, value string) (bool, error) {
 	old, had := r.all[revoked{kind, value}]
 	if !had {
 		return false, nil
+	}
+	if r.share != nil {
+		if err := r.shareLocked(old, true); err != nil {
+			return true, err
+		}
+		delete(r.all, old.key())
+		return true, nil
 	}
 	delete(r.all, old.key())
 	if err := r.writeLocked(); err != nil {
@@ -171,11 +208,15 @@ func (r *Revocations) listLocked() []Revocation {
 	return list
 }
 
+// shareLocked shares, without the lock: nobody waits for a revocation that is on its way.
+func (r *Revocations) shareLocked(one Revocation, lifted bool) error {
+	r.mu.Unlock()
+	defer r.mu.Lock()
+	return r.share(one, lifted)
+}
+
 // writeLocked replaces the file as a whole, and is over when that would survive a power failure.
 func (r *Revocations) writeLocked() error {
-	if r.path == "" {
-		return nil
-	}
 	b, err := json.MarshalIndent(r.listLocked(), "", "\t")
 	if err != nil {
 		return err

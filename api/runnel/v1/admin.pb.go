@@ -338,7 +338,7 @@ type RevokeResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// As it is in force.
 	Revocation *Revocation `protobuf:"bytes,1,opt,name=revocation,proto3" json:"revocation,omitempty"`
-	// How many streams were cut.
+	// How many streams were cut at this server.
 	Cut           uint32 `protobuf:"varint,2,opt,name=cut,proto3" json:"cut,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

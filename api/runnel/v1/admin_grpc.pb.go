@@ -47,7 +47,8 @@ const (
 // not authenticate, only clients on its own machine (loopback) may call it.
 type AdminServiceClient interface {
 	// Revoke takes back what was issued to a client or subject until now, or one token: its connections are closed at once, so that nothing
-	// buffered is still read, and it is refused from then on, also after a restart. A token that is issued to the subject later is good.
+	// buffered is still read, and it is refused from then on, also after a restart. A token that is issued to the subject later is good. It
+	// holds for all servers that share a cluster.
 	// FAILED_PRECONDITION AUTHENTICATION_OFF where the server does not authenticate.
 	Revoke(ctx context.Context, in *RevokeRequest, opts ...grpc.CallOption) (*RevokeResponse, error)
 	// Restore takes a revocation back. NOT_FOUND if there is none.
@@ -63,7 +64,8 @@ type AdminServiceClient interface {
 	ListSessions(ctx context.Context, in *ListSessionsRequest, opts ...grpc.CallOption) (*ListSessionsResponse, error)
 	// GetSession describes one session with its subscriptions. NOT_FOUND UNKNOWN_SESSION.
 	GetSession(ctx context.Context, in *GetSessionRequest, opts ...grpc.CallOption) (*GetSessionResponse, error)
-	// Disconnect ends sessions with UNAVAILABLE DISCONNECTED and RetryInfo: their clients come back and resume. To keep somebody out, Revoke.
+	// Disconnect ends sessions of this server with UNAVAILABLE DISCONNECTED and RetryInfo: their clients come back and resume, here or at
+	// another. To keep somebody out, Revoke.
 	Disconnect(ctx context.Context, in *DisconnectRequest, opts ...grpc.CallOption) (*DisconnectResponse, error)
 	// ListNamespaces lists namespaces whose logs are open, by name.
 	ListNamespaces(ctx context.Context, in *ListNamespacesRequest, opts ...grpc.CallOption) (*ListNamespacesResponse, error)
@@ -253,7 +255,8 @@ func (c *adminServiceClient) GetConfiguration(ctx context.Context, in *GetConfig
 // not authenticate, only clients on its own machine (loopback) may call it.
 type AdminServiceServer interface {
 	// Revoke takes back what was issued to a client or subject until now, or one token: its connections are closed at once, so that nothing
-	// buffered is still read, and it is refused from then on, also after a restart. A token that is issued to the subject later is good.
+	// buffered is still read, and it is refused from then on, also after a restart. A token that is issued to the subject later is good. It
+	// holds for all servers that share a cluster.
 	// FAILED_PRECONDITION AUTHENTICATION_OFF where the server does not authenticate.
 	Revoke(context.Context, *RevokeRequest) (*RevokeResponse, error)
 	// Restore takes a revocation back. NOT_FOUND if there is none.
@@ -269,7 +272,8 @@ type AdminServiceServer interface {
 	ListSessions(context.Context, *ListSessionsRequest) (*ListSessionsResponse, error)
 	// GetSession describes one session with its subscriptions. NOT_FOUND UNKNOWN_SESSION.
 	GetSession(context.Context, *GetSessionRequest) (*GetSessionResponse, error)
-	// Disconnect ends sessions with UNAVAILABLE DISCONNECTED and RetryInfo: their clients come back and resume. To keep somebody out, Revoke.
+	// Disconnect ends sessions of this server with UNAVAILABLE DISCONNECTED and RetryInfo: their clients come back and resume, here or at
+	// another. To keep somebody out, Revoke.
 	Disconnect(context.Context, *DisconnectRequest) (*DisconnectResponse, error)
 	// ListNamespaces lists namespaces whose logs are open, by name.
 	ListNamespaces(context.Context, *ListNamespacesRequest) (*ListNamespacesResponse, error)
