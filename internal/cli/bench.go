@@ -53,6 +53,8 @@ func (a *app) bench() *cobra.Command {
 	f.StringVar(&flags.Topic, "topic", "", "where to publish (default bench.RANDOM)")
 	f.IntVar(&flags.Events, "events", 0, "replay: how many to store and read")
 	f.IntVar(&flags.Publishers, "publishers", 0, "publish: how many wait for their own acknowledgements")
+	f.StringVar(&flags.Kill, "kill", "", "storm: kill (SIGKILL) the server at this address, one of --server, with the sessions it has; default: cut connections")
+	f.IntVar(&flags.Live, "live", 0, "storm: subscribers that are not cut")
 	f.BoolVar(&flags.SDK, "sdk", false, "receive with the Go SDK, each subscriber with a client of its own, in place of a client that only counts")
 	f.BoolVar(&flags.json, "json", false, "print one JSON object")
 	f.BoolVar(&flags.yes, "yes", false, "allow loading a server that is not on this machine's loopback")
@@ -67,7 +69,7 @@ func (a *app) bench() *cobra.Command {
 }
 
 func (flags *benchFlags) check(a *app, names []string, changed func(string) bool) error {
-	flags.Compression = a.compression
+	flags.Compression, flags.Servers = a.compression, strings.Split(a.server, ",")
 	if err := flags.Check(changed); err != nil {
 		if strings.Contains(err.Error(), "no scenario") {
 			return usagef("%w; say one of %s", err, strings.Join(names, ", "))
@@ -83,14 +85,19 @@ func (flags *benchFlags) check(a *app, names []string, changed func(string) bool
 	if files := openFiles(); files > 0 && flags.sockets()+spareFiles > files {
 		return usagef("%d connections need more files than the %d this process may open; share them with --connections, or raise the limit with ulimit -n", flags.sockets(), files)
 	}
-	host, _, err := net.SplitHostPort(a.server)
-	if err != nil || strings.ContainsAny(a.server, ",/") {
+	for _, server := range flags.Servers {
+		host, _, err := net.SplitHostPort(server)
+		if err != nil || strings.Contains(server, "/") {
+			return usagef("bench loads servers at addresses, and --server is %s; write HOST:PORT", server)
+		}
+		if !load.Loopback(host) && !flags.yes {
+			return usagef("will not load %s, which is not on this machine's loopback: --yes allows it", server)
+		}
+	}
+	if len(flags.Servers) > 1 && flags.Scenario != "storm" {
 		return usagef("bench loads one server, and --server is %s; write HOST:PORT", a.server)
 	}
-	if !load.Loopback(host) && !flags.yes {
-		return usagef("will not load %s, which is not on this machine's loopback: --yes allows it", a.server)
-	}
-	flags.Target, flags.Token = a.server, a.token
+	flags.Target, flags.Token = flags.Servers[0], a.token
 	return nil
 }
 
@@ -101,7 +108,7 @@ func (flags *benchFlags) sockets() int {
 	if n := flags.Connections; n > 0 && !flags.SDK {
 		return n
 	}
-	return flags.Subscribers
+	return flags.Subscribers + flags.Live
 }
 
 func (a *app) measure(ctx context.Context, flags benchFlags) error {
@@ -140,7 +147,17 @@ func (a *app) printResult(r *load.Result) error {
 	case r.Rate > 0:
 		line("load", "open loop, %g events/s", r.Rate)
 	}
-	line("deliveries", "%s per second", thousands(r.DeliveriesPerSecond))
+	if s := r.Storm; s != nil {
+		line("cut", "%d of %d sessions", s.Dropped, s.Sessions)
+		line("back", "%d, p50 %.2f s, p99 %.2f s, last %.2f s", s.Back, s.BackP50, s.BackP99, s.BackMax)
+		line("attempts", "%d connections, at most %d in a second", s.Dials, s.Peak)
+		maybe("others' p99 before", "%.3f ms", s.Before, 1)
+		maybe("others' p99 meanwhile", "%.3f ms", s.During, 1)
+		maybe("others' p99 after", "%.3f ms", s.After, 1)
+		line("twice", "%d", s.Twice)
+	} else {
+		line("deliveries", "%s per second", thousands(r.DeliveriesPerSecond))
+	}
 	maybe("delay p50", "%.3f ms", r.P50, 1)
 	maybe("delay p99", "%.3f ms", r.P99, 1)
 	maybe("delay max", "%.3f ms", r.Max, 1)

@@ -41,6 +41,7 @@ type Result struct {
 	Content      string   `json:"content,omitempty"` // of the payloads, where it matters
 	WireBytes    float64  `json:"wire_bytes_per_delivery,omitempty"`
 	Seconds      float64  `json:"seconds,omitempty"` // measured
+	Storm        *Storm   `json:"storm,omitempty"`
 }
 
 // Write writes the result as one line of JSON.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"slices"
 	"strconv"
 	"sync/atomic"
 	"time"
@@ -33,7 +34,10 @@ type Options struct {
 	Events      int // replay: how many there are
 	Publishers  int // publish: how many wait for their own acknowledgement
 	SDK         bool
-	Compression string // gzip, zstd, or empty
+	Compression string   // gzip, zstd, or empty
+	Servers     []string // storm: all of them, Target among them
+	Kill        string   // storm: the one of Servers that is killed; empty: connections are cut
+	Live        int      // storm: subscribers that are not cut
 
 	Progress func(phase string, done float64) // called now and then; done in 0..1
 }
@@ -52,6 +56,7 @@ var scenarios = []scenario{
 	{"echo", "one publisher, one subscriber, little load: the delay alone", Options{Subscribers: 1, Rate: 500}, (*run).fanout},
 	{"publish", "publishers that wait for each acknowledgement", Options{Publishers: 64}, (*run).publish},
 	{"replay", "subscribers that read a log from its beginning", Options{Subscribers: 1, Events: 200_000}, (*run).replay},
+	{"storm", "many sessions that are cut at once (--kill: with their server) and come back, beside some that are not", Options{Subscribers: 1000, Rate: 100, Live: 50}, (*run).storm},
 }
 
 // Scenarios lists names and what they are, in turn.
@@ -97,6 +102,9 @@ func (o *Options) Check(set func(flag string) bool) error {
 	if !set("publishers") {
 		o.Publishers = d.Publishers
 	}
+	if !set("live") {
+		o.Live = d.Live
+	}
 	if set("window") && set("rate") {
 		return errors.New("--window is a closed loop and --rate an open one: choose one of them")
 	}
@@ -118,6 +126,7 @@ func (o *Options) Check(set func(flag string) bool) error {
 		{"payload", float64(o.Payload), StampSize, maxPayload},
 		{"events", float64(o.Events), min(1, float64(d.Events)), maxEvents},
 		{"publishers", float64(o.Publishers), min(1, float64(d.Publishers)), maxSubscribers},
+		{"live", float64(o.Live), min(1, float64(d.Live)), maxSubscribers},
 	} {
 		if math.IsNaN(c.value) || c.value < c.least || c.value > c.most {
 			return fmt.Errorf("--%s %s is not between %s and %s", c.flag, number(c.value), number(c.least), number(c.most))
@@ -125,6 +134,9 @@ func (o *Options) Check(set func(flag string) bool) error {
 	}
 	if err := compress.Check(o.Compression); err != nil {
 		return err
+	}
+	if o.Kill != "" && (len(o.Servers) < 2 || !slices.Contains(o.Servers, o.Kill)) {
+		return fmt.Errorf("--kill %s must be one of several servers: give all of them to --server, separated by commas", o.Kill)
 	}
 	switch {
 	case set("window") && o.Window == 0 || set("rate") && o.Rate == 0:
@@ -144,7 +156,8 @@ func (d *Options) takes(set func(string) bool, name string) error {
 		ok   bool
 	}{
 		{"subscribers", d.Subscribers > 0 && name != "echo"}, {"connections", d.Subscribers > 0}, {"events", d.Events > 0}, {"publishers", d.Publishers > 0},
-		{"window", d.Window > 0}, {"rate", d.Window > 0 || d.Rate > 0}, {"sdk", d.Subscribers > 0},
+		{"window", d.Window > 0}, {"rate", d.Window > 0 || d.Rate > 0}, {"sdk", d.Subscribers > 0 && d.Live == 0},
+		{"live", d.Live > 0}, {"kill", d.Live > 0},
 	} {
 		if set(c.flag) && !c.ok {
 			return fmt.Errorf("--%s means nothing to scenario %s", c.flag, name)
@@ -181,7 +194,7 @@ func Run(ctx context.Context, o Options) (*Result, error) {
 		return nil, err
 	}
 	res.System, res.Scenario, res.Payload, res.Compression = "runnel", o.Scenario, o.Payload, o.Compression
-	if o.SDK {
+	if o.SDK || res.Storm != nil {
 		res.System = "runnel-sdk"
 	}
 	return res, nil

@@ -1,0 +1,416 @@
+package load
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/status"
+
+	"github.com/runnelhq/runnel"
+)
+
+// Storm is what came of many sessions that lost their connections at once.
+type Storm struct {
+	Sessions int `json:"sessions"`
+	Dropped  int `json:"dropped"` // sessions that noticed
+	Back     int `json:"back"`    // of those, connected again in time
+	// From the moment of the cut until a session was connected again, in seconds.
+	BackP50 float64 `json:"back_p50_s"`
+	BackP99 float64 `json:"back_p99_s"`
+	BackMax float64 `json:"back_max_s"`
+	Dials   int     `json:"dials"`              // connection attempts of these sessions' clients
+	Peak    int     `json:"dials_peak_per_sec"` // the most in any second, looked at in tenths
+	Twice   int64   `json:"twice"`              // events that a session got again
+	// Delay of events to the subscribers that nobody cut, p99 in milliseconds: before, until the last session was back, and after that.
+	Before *float64 `json:"live_p99_before_ms"`
+	During *float64 `json:"live_p99_during_ms"`
+	After  *float64 `json:"live_p99_after_ms"`
+}
+
+const (
+	stormEvery  = time.Second            // between events to the sessions that are to be cut
+	stormWithin = time.Minute            // they have to be back
+	stormTenth  = 100 * time.Millisecond // counts of connection attempts are for this long
+	// stormPace is how many sessions connect per second at first: that is not what is measured.
+	stormPace = 2000
+)
+
+// phases of a storm.
+const (
+	calm = iota
+	raging
+	past
+)
+
+// storm is a run of scenario storm.
+type storm struct {
+	*run
+	live  [3]Recorder // by phase
+	phase atomic.Int32
+
+	mu       sync.Mutex
+	conns    map[net.Conn]bool // of the sessions that are to be cut, where nobody is killed
+	began    time.Time         // of the storm
+	dials    map[int]int       // by tenth of a second since
+	returned []time.Duration
+	dropped  int
+	twice    int64
+
+	sent atomic.Int64 // number of the last event to those sessions
+	lost atomic.Int64
+}
+
+// storm follows a topic with many sessions, cuts them all at once, and measures how they come back. With Options.Kill the server there is
+// killed, whose clients they are; else their connections are closed.
+func (r *run) storm(ctx context.Context) (*Result, error) {
+	s := &storm{run: r, conns: map[net.Conn]bool{}, dials: map[int]int{}}
+	victim := Process{}
+	others := r.o.Servers
+	if r.o.Kill != "" {
+		if victim = Listener(r.o.Kill); victim.PID == 0 {
+			return nil, fmt.Errorf("cannot kill %s: no process of this machine that this user may see listens there", r.o.Kill)
+		}
+		others = slices.DeleteFunc(slices.Clone(others), func(a string) bool { return a == r.o.Kill })
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	var group errgroup.Group
+	fail := func(err error) error {
+		cancel()
+		return errors.Join(err, group.Wait())
+	}
+	watching, err := s.watch(ctx, &group, others)
+	if err != nil {
+		return nil, fail(err)
+	}
+	target := r.o.Kill
+	if target == "" {
+		target = strings.Join(r.o.Servers, ",")
+	}
+	crowd, err := s.crowd(ctx, &group, target)
+	if err != nil {
+		return nil, fail(err)
+	}
+	publishing, stop := context.WithCancel(ctx)
+	var publishers errgroup.Group
+	publishers.Go(func() error { defer stop(); return s.publish(publishing, others, r.o.Topic+".live", r.o.Rate, nil) })
+	publishers.Go(func() error {
+		defer stop()
+		return s.publish(publishing, others, r.o.Topic+".storm", float64(time.Second)/float64(stormEvery), &s.sent)
+	})
+	err = s.weather(publishing, crowd, victim)
+	stop()
+	if err := errors.Join(publishers.Wait(), err); err != nil {
+		return nil, fail(err)
+	}
+	s.settle(ctx, crowd)
+	res := s.result(crowd, watching)
+	return res, fail(nil)
+}
+
+// weather is what happens: calm, the cut, the time until all are back or it is too late, and calm.
+func (s *storm) weather(ctx context.Context, crowd []*refugee, victim Process) error {
+	if !s.wait(ctx, "warming up", s.o.Warmup) {
+		return ctx.Err()
+	}
+	s.live[calm].Reset()
+	if !s.wait(ctx, "calm", s.o.Duration) {
+		return ctx.Err()
+	}
+	s.phase.Store(raging)
+	if err := s.cut(victim); err != nil {
+		return err
+	}
+	for deadline := time.Now().Add(stormWithin); s.back() < len(crowd) && time.Now().Before(deadline); {
+		if !s.wait(ctx, "storm", stormTenth) {
+			return ctx.Err()
+		}
+	}
+	s.phase.Store(past)
+	if !s.wait(ctx, "calm again", s.o.Duration) {
+		return ctx.Err()
+	}
+	return nil
+}
+
+// cut cuts all sessions at once.
+func (s *storm) cut(victim Process) error {
+	s.mu.Lock()
+	s.began = time.Now()
+	s.dials = map[int]int{}
+	conns := s.conns
+	s.conns = map[net.Conn]bool{}
+	s.mu.Unlock()
+	if victim.PID != 0 {
+		p, err := os.FindProcess(victim.PID)
+		if err == nil {
+			err = p.Kill()
+		}
+		if err != nil {
+			return fmt.Errorf("cannot kill %s (process %d): %w", s.o.Kill, victim.PID, err)
+		}
+		return nil
+	}
+	for c := range conns {
+		c.Close() // it may be closed already
+	}
+	return nil
+}
+
+// dial counts attempts, and keeps connections to cut them.
+func (s *storm) dial(ctx context.Context, address string) (net.Conn, error) {
+	s.mu.Lock()
+	if !s.began.IsZero() {
+		s.dials[int(time.Since(s.began)/stormTenth)]++
+	}
+	s.mu.Unlock()
+	conn, err := new(net.Dialer).DialContext(ctx, "tcp", address)
+	if err == nil && s.o.Kill == "" {
+		s.mu.Lock()
+		s.conns[conn] = true
+		s.mu.Unlock()
+	}
+	return conn, err
+}
+
+// publish publishes to one of the servers at a rate until ctx ends. Events are stamped; with number also numbered from 1.
+func (s *storm) publish(ctx context.Context, servers []string, topic string, rate float64, number *atomic.Int64) error {
+	c, err := s.client(strings.Join(servers, ","))
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	p, err := c.Publisher(ctx)
+	if err != nil {
+		return ended(ctx, err)
+	}
+	payload := make([]byte, max(s.o.Payload, 2*StampSize))
+	pacer := NewPacer(rate)
+	for n := int64(1); ; n++ {
+		due, err := pacer.Next(ctx)
+		if err != nil {
+			break
+		}
+		Stamp(payload, due)
+		binary.LittleEndian.PutUint64(payload[StampSize:], uint64(n))
+		if _, err := p.Publish(context.WithoutCancel(ctx), topic, payload); err != nil {
+			return fmt.Errorf("publishing: %s", status.Convert(err).Message())
+		}
+		if number != nil {
+			number.Store(n)
+		}
+	}
+	closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), connectTimeout)
+	defer cancel()
+	if err := p.Close(closing); err != nil {
+		return fmt.Errorf("publishing: %w", err)
+	}
+	return nil
+}
+
+func (s *storm) client(target string, opts ...runnel.Option) (*runnel.Client, error) {
+	return runnel.Dial(target, append(opts, runnel.WithToken(s.o.Token), runnel.WithCompression(s.o.Compression), runnel.WithConnectTimeout(stormWithin))...)
+}
+
+// watch follows with the subscribers that nobody cuts.
+func (s *storm) watch(ctx context.Context, group *errgroup.Group, servers []string) (n int, err error) {
+	for range s.o.Live {
+		c, err := s.client(strings.Join(servers, ","))
+		if err != nil {
+			return 0, err
+		}
+		sub, err := c.Subscribe(ctx, s.o.Topic+".live", runnel.From(runnel.New()))
+		if err != nil {
+			c.Close()
+			return 0, err
+		}
+		var shards [3]*Shard
+		for i := range shards {
+			shards[i] = s.live[i].Shard()
+		}
+		group.Go(func() error {
+			defer c.Close()
+			for ev, err := range sub.Events(ctx) {
+				if err != nil {
+					return ended(ctx, err)
+				}
+				shards[s.phase.Load()].Record(sinceStamp(ev.Payload, time.Since(began)))
+				s.delivered.Add(1)
+			}
+			return nil
+		})
+	}
+	return s.o.Live, nil
+}
+
+// refugee is a session that is to be cut.
+type refugee struct {
+	first, last int64 // numbers of events, guarded by the storm's mu
+	lost        int64
+	away        bool
+}
+
+// crowd opens the sessions that are to be cut, a share of them on each client.
+func (s *storm) crowd(ctx context.Context, group *errgroup.Group, target string) ([]*refugee, error) {
+	n := s.o.Connections
+	if n == 0 || n > s.o.Subscribers {
+		n = s.o.Subscribers
+	}
+	clients := make([]*runnel.Client, n)
+	for i := range clients {
+		c, err := s.client(target, runnel.WithDialOptions(grpc.WithContextDialer(s.dial)))
+		if err != nil {
+			return nil, err
+		}
+		clients[i] = c
+		group.Go(func() error {
+			<-ctx.Done()
+			return c.Close()
+		})
+	}
+	all := make([]*refugee, s.o.Subscribers)
+	var opening errgroup.Group
+	opening.SetLimit(atOnce)
+	pacer := NewPacer(stormPace)
+	for i := range all {
+		if _, err := pacer.Next(ctx); err != nil {
+			break
+		}
+		one := &refugee{}
+		all[i] = one
+		opening.Go(func() error {
+			session, err := clients[i%n].Session(ctx, runnel.OnState(func(now runnel.State) { s.turned(one, now) }))
+			if err != nil {
+				return fmt.Errorf("session %d: %w", i+1, err)
+			}
+			sub, err := session.Subscribe(ctx, s.o.Topic+".storm", runnel.From(runnel.New()))
+			if err != nil {
+				return fmt.Errorf("session %d: %w", i+1, err)
+			}
+			group.Go(func() error { return s.follow(ctx, one, sub) })
+			return nil
+		})
+		if i%100 == 0 {
+			s.o.Progress("connecting", float64(i)/float64(len(all)))
+		}
+	}
+	if err := errors.Join(opening.Wait(), ctx.Err()); err != nil {
+		return nil, err
+	}
+	return all, nil
+}
+
+func (s *storm) follow(ctx context.Context, one *refugee, sub *runnel.Subscription) error {
+	for ev, err := range sub.Events(ctx) {
+		var e *runnel.Error
+		if errors.As(err, &e) && e.Notice != nil {
+			continue // the numbers tell what is missing
+		}
+		if err != nil {
+			return ended(ctx, err)
+		}
+		if len(ev.Payload) < 2*StampSize {
+			continue // not ours
+		}
+		n := int64(binary.LittleEndian.Uint64(ev.Payload[StampSize:]))
+		s.mu.Lock()
+		switch {
+		case one.first == 0:
+			one.first = n
+		case n <= one.last:
+			s.twice++
+		default:
+			one.lost += n - one.last - 1
+		}
+		one.last = max(one.last, n)
+		s.mu.Unlock()
+		s.delivered.Add(1)
+	}
+	return nil
+}
+
+// turned notes that a session has lost its connection, or is back.
+func (s *storm) turned(one *refugee, now runnel.State) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case s.began.IsZero():
+	case now == runnel.StateConnecting && !one.away:
+		one.away = true
+		s.dropped++
+	case now == runnel.StateLive && one.away:
+		one.away = false
+		s.returned = append(s.returned, time.Since(s.began))
+	}
+}
+
+func (s *storm) back() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.returned)
+}
+
+// settle waits until each session has the last event, as long as something comes, and counts what has not come.
+func (s *storm) settle(ctx context.Context, crowd []*refugee) {
+	const patience = 5 * time.Second
+	want := s.sent.Load()
+	missing := func() (n int64) {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		for _, one := range crowd {
+			if one.first == 0 {
+				n += want // it followed before the first was published
+				continue
+			}
+			n += one.lost + max(want-one.last, 0)
+		}
+		return n
+	}
+	for last, since := int64(-1), time.Now(); ; {
+		n := missing()
+		s.lost.Store(n)
+		if n != last {
+			last, since = n, time.Now()
+		}
+		if n == 0 || time.Since(since) > patience || !s.wait(ctx, "waiting for the last", 10*time.Millisecond) {
+			return
+		}
+	}
+}
+
+func (s *storm) result(crowd []*refugee, live int) *Result {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	res := &Result{Subscribers: len(crowd) + live, Rate: s.o.Rate, Lost: s.lost.Load()}
+	st := &Storm{Sessions: len(crowd), Dropped: s.dropped, Back: len(s.returned), Twice: s.twice}
+	slices.Sort(s.returned)
+	if n := len(s.returned); n > 0 {
+		st.BackP50, st.BackP99, st.BackMax = s.returned[n/2].Seconds(), s.returned[n*99/100].Seconds(), s.returned[n-1].Seconds()
+	}
+	for tenth, n := range s.dials {
+		st.Dials += n
+		second := 0
+		for i := range int(time.Second / stormTenth) {
+			second += s.dials[tenth+i]
+		}
+		st.Peak = max(st.Peak, second)
+	}
+	for i, to := range []**float64{&st.Before, &st.During, &st.After} {
+		var one Result
+		s.live[i].Fill(&one)
+		*to = one.P99
+	}
+	res.Storm = st
+	return res
+}
