@@ -32,8 +32,9 @@ type Client struct {
 
 	mu         sync.Mutex
 	link       *link
-	perChannel int      // streams
-	endpoints  []string // where else a server has said that clients may go
+	perChannel int           // streams
+	endpoints  []string      // where else a server has said that clients may go
+	spread     time.Duration // over which clients of a server that is gone go elsewhere
 
 	ctx  context.Context
 	stop context.CancelFunc

@@ -3,6 +3,7 @@ package runnel
 import (
 	"context"
 	"net"
+	"net/netip"
 	"slices"
 	"sync"
 	"time"
@@ -107,6 +108,29 @@ func (d *detour) others(than string) bool {
 	return slices.ContainsFunc(endpointsOf(without(d.state, than)), func(e resolver.Endpoint) bool {
 		return slices.ContainsFunc(e.Addresses, func(a resolver.Address) bool { return a.Addr != than && !leadsTo(ctx, a.Addr, than) })
 	})
+}
+
+// several reports whether the target leads to several servers. An IPv4 and an IPv6 address are taken for the same one.
+func (d *detour) several() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	seen := map[string]int{}
+	for _, e := range endpointsOf(d.state) {
+		for _, a := range e.Addresses {
+			family := ""
+			if host, _, err := net.SplitHostPort(a.Addr); err == nil {
+				if ip, err := netip.ParseAddr(host); err == nil && ip.Is4() {
+					family = "4"
+				} else if err == nil {
+					family = "6"
+				}
+			}
+			if seen[family]++; seen[family] > 1 {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // endpointsOf are the endpoints of a state, also of one that has only addresses.

@@ -159,9 +159,31 @@ func (c *Client) learn(endpoints []string) {
 	c.mu.Unlock()
 }
 
+// mostSpread bounds what a server may ask for, and backShare is the part of it that clients take which can only come back to the same
+// server. That a connection breaks mostly means a fault on the way; mostBack bounds how long it is then felt.
+const (
+	mostSpread = 30 * time.Second
+	backShare  = 10
+	mostBack   = time.Second
+)
+
+// spreading is a random part of the time over which clients leave a server that is gone without a word, or come back to it.
+func (c *Client) spreading(back bool) time.Duration {
+	c.mu.Lock()
+	most := c.spread
+	c.mu.Unlock()
+	if back {
+		most = min(most/backShare, mostBack)
+	}
+	return rand.N(most + 1)
+}
+
 // welcomed keeps what the server says of itself. Calls that are no streams are left a tenth of what a connection may carry.
 func (c *Client) welcomed(w *runnelv1.Welcome) {
 	c.learn(w.GetEndpoints())
+	c.mu.Lock()
+	c.spread = min(time.Duration(w.GetSpreadMs())*time.Millisecond, mostSpread)
+	c.mu.Unlock()
 	if most := int(w.GetLimits().GetMaxStreams()); most > 0 {
 		c.mu.Lock()
 		c.perChannel = min(streamsPerChannel, max(most-(most+9)/10, 1))

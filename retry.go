@@ -24,7 +24,11 @@ func (b *retry) next(atLeast time.Duration) time.Duration {
 }
 
 func (b *retry) wait(ctx context.Context, atLeast time.Duration) error {
-	t := time.NewTimer(b.next(atLeast))
+	return sleep(ctx, b.next(atLeast))
+}
+
+func sleep(ctx context.Context, d time.Duration) error {
+	t := time.NewTimer(d)
 	defer t.Stop()
 	select {
 	case <-t.C:

@@ -45,6 +45,9 @@ type Session struct {
 	state    State           // as reported
 	token    string          // of the stream
 	refused  string          // not taken by the server
+	left     string          // target of the link that has broken
+	spread   bool            // it is to take its time before it goes to another
+	pause    time.Duration   // before the next attempt
 	expiring chan<- struct{} // of the stream: the server warns; nil without a TokenSource
 
 	mu      sync.Mutex
@@ -151,7 +154,9 @@ func (s *Session) run() {
 		if time.Since(began) > stableAfter || toldToMove(err) {
 			b.reset()
 		}
-		if s.c.wait(s.ctx, &b, retryAfter(err)) != nil {
+		atLeast := max(retryAfter(err), s.pause)
+		s.pause = 0
+		if s.c.wait(s.ctx, &b, atLeast) != nil {
 			s.fail(ErrClosed)
 			return
 		}
@@ -187,10 +192,19 @@ func (s *Session) reportConnected() {
 
 // connect opens a stream and serves it, and those that take its place, until one breaks.
 func (s *Session) connect() error {
+	l := s.c.use()
+	if s.spread && l.target != s.left {
+		s.spread = false
+		s.c.done(l)
+		if err := sleep(s.ctx, s.c.spreading(false)); err != nil {
+			return err
+		}
+		l = s.c.use()
+	}
 	if err := s.fillSnapshots(s.ctx); err != nil {
+		s.c.done(l)
 		return err
 	}
-	l := s.c.use()
 	one, token, err := s.open(s.ctx, l, s.refused)
 	s.token = token
 	if err != nil {
@@ -202,6 +216,7 @@ func (s *Session) connect() error {
 		next, err := s.serve(one)
 		if next == nil {
 			s.c.sent(one, err)
+			s.broken(one, err)
 			return err
 		}
 		one, s.token = next, next.token
@@ -210,6 +225,19 @@ func (s *Session) connect() error {
 			return err
 		}
 	}
+}
+
+// broken decides how long to stay away after a connection that has broken without a word: all who had one to the same server lost it, perhaps,
+// and the servers that are left should not get them all at once.
+func (s *Session) broken(one *opened, err error) {
+	var e *Error
+	if s.ctx.Err() != nil || !errors.As(err, &e) || e.FromServer || toldToMove(err) {
+		return
+	}
+	// Who knows one address only tries that first: most breaks are between the two, and the server is still there.
+	anywhere := one.link.detour.several()
+	s.pause = s.c.spreading(!anywhere)
+	s.spread, s.left = !anywhere, one.link.target
 }
 
 // resume queues what a new connection needs: all subscriptions where they were, all publishes not acknowledged.

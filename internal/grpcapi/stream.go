@@ -69,6 +69,7 @@ func (s *Service) begin(g grpc.ServerStream, interactive bool) (*stream, error) 
 	limits.SilenceS = uint32(s.cfg.Silence / time.Second)
 	one.Control(&runnelv1.Control{Control: &runnelv1.Control_Welcome{Welcome: &runnelv1.Welcome{
 		SessionId: st.id, ClientId: by.client, HeartbeatS: uint32(s.cfg.Heartbeat / time.Second), Limits: limits, Endpoints: s.cfg.Endpoints(),
+		SpreadMs: s.spread(),
 	}}})
 	// Headers at once tell the client that it is connected, and let grpc-go drop what it kept for a retry. They must be the first thing
 	// that is sent.
@@ -84,6 +85,19 @@ func (s *Service) begin(g grpc.ServerStream, interactive bool) (*stream, error) 
 	st.limitAge()
 	by.note(audit.Connected)
 	return st, nil
+}
+
+// Over how long clients go elsewhere when a server is gone without a word: at least leastSpread, a millisecond more for each session that
+// it has, but not above mostSpread.
+const (
+	leastSpread = 2 * time.Second
+	mostSpread  = 10 * time.Second
+)
+
+func (s *Service) spread() (ms uint32) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return uint32(min(leastSpread+time.Duration(len(s.sessions))*time.Millisecond, mostSpread).Milliseconds())
 }
 
 // limitAge makes the session end when it is old. Ages are spread, so that sessions that began together do not end together.

@@ -1706,7 +1706,10 @@ type Welcome struct {
 	// Addresses that serve the same data; empty where there is one server.
 	Endpoints []string `protobuf:"bytes,4,rep,name=endpoints,proto3" json:"endpoints,omitempty"`
 	// What this client may do.
-	Limits        *Limits `protobuf:"bytes,5,opt,name=limits,proto3" json:"limits,omitempty"`
+	Limits *Limits `protobuf:"bytes,5,opt,name=limits,proto3" json:"limits,omitempty"`
+	// If this server goes away without a word: milliseconds over which its clients go elsewhere, each after a random part of them, so that the
+	// servers that are left do not get all of them at once.
+	SpreadMs      uint32 `protobuf:"varint,6,opt,name=spread_ms,json=spreadMs,proto3" json:"spread_ms,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1774,6 +1777,13 @@ func (x *Welcome) GetLimits() *Limits {
 		return x.Limits
 	}
 	return nil
+}
+
+func (x *Welcome) GetSpreadMs() uint32 {
+	if x != nil {
+		return x.SpreadMs
+	}
+	return 0
 }
 
 // Limits are the bounds the server enforces on this client.
@@ -2773,7 +2783,7 @@ const file_runnel_v1_stream_proto_rawDesc = "" +
 	"\rcommand_error\x18\n" +
 	" \x01(\v2\x17.runnel.v1.CommandErrorH\x00R\fcommandError\x12D\n" +
 	"\x0ftoken_refreshed\x18\v \x01(\v2\x19.runnel.v1.TokenRefreshedH\x00R\x0etokenRefreshedB\t\n" +
-	"\acontrol\"\xaf\x01\n" +
+	"\acontrol\"\xcc\x01\n" +
 	"\aWelcome\x12\x1d\n" +
 	"\n" +
 	"session_id\x18\x01 \x01(\tR\tsessionId\x12\x1b\n" +
@@ -2781,7 +2791,8 @@ const file_runnel_v1_stream_proto_rawDesc = "" +
 	"\vheartbeat_s\x18\x03 \x01(\rR\n" +
 	"heartbeatS\x12\x1c\n" +
 	"\tendpoints\x18\x04 \x03(\tR\tendpoints\x12)\n" +
-	"\x06limits\x18\x05 \x01(\v2\x11.runnel.v1.LimitsR\x06limits\"\xcb\x01\n" +
+	"\x06limits\x18\x05 \x01(\v2\x11.runnel.v1.LimitsR\x06limits\x12\x1b\n" +
+	"\tspread_ms\x18\x06 \x01(\rR\bspreadMs\"\xcb\x01\n" +
 	"\x06Limits\x12*\n" +
 	"\x11max_payload_bytes\x18\x01 \x01(\rR\x0fmaxPayloadBytes\x12*\n" +
 	"\x11max_headers_bytes\x18\x02 \x01(\rR\x0fmaxHeadersBytes\x12+\n" +
