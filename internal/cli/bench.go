@@ -150,7 +150,7 @@ func (a *app) printResult(r *load.Result) error {
 	if s := r.Storm; s != nil {
 		line("cut", "%d of %d sessions", s.Dropped, s.Sessions)
 		line("back", "%d, p50 %.2f s, p99 %.2f s, last %.2f s", s.Back, s.BackP50, s.BackP99, s.BackMax)
-		line("attempts", "%d connections, at most %d in a second", s.Dials, s.Peak)
+		line("attempts", "%d connections, %d of them refused, at most %d taken in a second", s.Dials, s.Refused, s.Peak)
 		maybe("others' p99 before", "%.3f ms", s.Before, 1)
 		maybe("others' p99 meanwhile", "%.3f ms", s.During, 1)
 		maybe("others' p99 after", "%.3f ms", s.After, 1)

@@ -29,9 +29,10 @@ type Storm struct {
 	BackP50 float64 `json:"back_p50_s"`
 	BackP99 float64 `json:"back_p99_s"`
 	BackMax float64 `json:"back_max_s"`
-	Dials   int     `json:"dials"`              // connection attempts of these sessions' clients
-	Peak    int     `json:"dials_peak_per_sec"` // the most in any second, looked at in tenths
-	Twice   int64   `json:"twice"`              // events that a session got again
+	Dials   int     `json:"dials"`               // connections that these sessions' clients tried to open
+	Refused int     `json:"refused"`             // those that nobody took, as those to a server that is gone
+	Peak    int     `json:"accepted_peak_per_s"` // the most that was taken in any second, looked at in tenths
+	Twice   int64   `json:"twice"`               // events that a session got again
 	// Delay of events to the subscribers that nobody cut, p99 in milliseconds: before, until the last session was back, and after that.
 	Before *float64 `json:"live_p99_before_ms"`
 	During *float64 `json:"live_p99_during_ms"`
@@ -62,7 +63,8 @@ type storm struct {
 	mu       sync.Mutex
 	conns    map[net.Conn]bool // of the sessions that are to be cut, where nobody is killed
 	began    time.Time         // of the storm
-	dials    map[int]int       // by tenth of a second since
+	refused  int               // attempts since
+	accepted map[int]int       // by tenth of a second since
 	returned []time.Duration
 	dropped  int
 	twice    int64
@@ -74,7 +76,7 @@ type storm struct {
 // storm follows a topic with many sessions, cuts them all at once, and measures how they come back. With Options.Kill the server there is
 // killed, whose clients they are; else their connections are closed.
 func (r *run) storm(ctx context.Context) (*Result, error) {
-	s := &storm{run: r, conns: map[net.Conn]bool{}, dials: map[int]int{}}
+	s := &storm{run: r, conns: map[net.Conn]bool{}, accepted: map[int]int{}}
 	victim := Process{}
 	others := r.o.Servers
 	if r.o.Kill != "" {
@@ -109,13 +111,16 @@ func (r *run) storm(ctx context.Context) (*Result, error) {
 		defer stop()
 		return s.publish(publishing, others, r.o.Topic+".storm", float64(time.Second)/float64(stormEvery), &s.sent)
 	})
+	began := s.mark()
 	err = s.weather(publishing, crowd, victim)
+	res := &Result{Subscribers: len(crowd) + watching, Rate: s.o.Rate}
+	s.fill(res, began)
 	stop()
 	if err := errors.Join(publishers.Wait(), err); err != nil {
 		return nil, fail(err)
 	}
 	s.settle(ctx, crowd)
-	res := s.result(crowd, watching)
+	res.Lost, res.Storm = s.lost.Load(), s.result(crowd)
 	return res, fail(nil)
 }
 
@@ -148,7 +153,7 @@ func (s *storm) weather(ctx context.Context, crowd []*refugee, victim Process) e
 func (s *storm) cut(victim Process) error {
 	s.mu.Lock()
 	s.began = time.Now()
-	s.dials = map[int]int{}
+	s.refused, s.accepted = 0, map[int]int{}
 	conns := s.conns
 	s.conns = map[net.Conn]bool{}
 	s.mu.Unlock()
@@ -170,18 +175,18 @@ func (s *storm) cut(victim Process) error {
 
 // dial counts attempts, and keeps connections to cut them.
 func (s *storm) dial(ctx context.Context, address string) (net.Conn, error) {
-	s.mu.Lock()
-	if !s.began.IsZero() {
-		s.dials[int(time.Since(s.began)/stormTenth)]++
-	}
-	s.mu.Unlock()
 	conn, err := new(net.Dialer).DialContext(ctx, "tcp", address)
-	if err == nil && s.o.Kill == "" {
-		s.mu.Lock()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case err != nil:
+		s.refused++
+		return nil, err
+	case s.o.Kill == "":
 		s.conns[conn] = true
-		s.mu.Unlock()
 	}
-	return conn, err
+	s.accepted[int(time.Since(s.began)/stormTenth)]++ // those before the cut are forgotten then
+	return conn, nil
 }
 
 // publish publishes to one of the servers at a rate until ctx ends. Events are stamped; with number also numbered from 1.
@@ -389,20 +394,20 @@ func (s *storm) settle(ctx context.Context, crowd []*refugee) {
 	}
 }
 
-func (s *storm) result(crowd []*refugee, live int) *Result {
+func (s *storm) result(crowd []*refugee) *Storm {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	res := &Result{Subscribers: len(crowd) + live, Rate: s.o.Rate, Lost: s.lost.Load()}
 	st := &Storm{Sessions: len(crowd), Dropped: s.dropped, Back: len(s.returned), Twice: s.twice}
 	slices.Sort(s.returned)
 	if n := len(s.returned); n > 0 {
 		st.BackP50, st.BackP99, st.BackMax = s.returned[n/2].Seconds(), s.returned[n*99/100].Seconds(), s.returned[n-1].Seconds()
 	}
-	for tenth, n := range s.dials {
+	st.Refused, st.Dials = s.refused, s.refused
+	for tenth, n := range s.accepted {
 		st.Dials += n
 		second := 0
 		for i := range int(time.Second / stormTenth) {
-			second += s.dials[tenth+i]
+			second += s.accepted[tenth+i]
 		}
 		st.Peak = max(st.Peak, second)
 	}
@@ -411,6 +416,5 @@ func (s *storm) result(crowd []*refugee, live int) *Result {
 		s.live[i].Fill(&one)
 		*to = one.P99
 	}
-	res.Storm = st
-	return res
+	return st
 }
