@@ -3,6 +3,7 @@ package e2e
 
 import (
 	"cmp"
+	"fmt"
 	"io"
 	"net"
 	"os"
@@ -11,6 +12,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/runnelhq/runnel/internal/natsengine/natstest"
 )
 
 // binary builds the command.
@@ -32,6 +35,18 @@ func freeAddress(t *testing.T) string {
 	}
 	defer l.Close()
 	return l.Addr().String()
+}
+
+// onEngines runs a test on the embedded engine and on NATS; settings are the environment of servers that keep their events there, apart from
+// those of other tests.
+func onEngines(t *testing.T, test func(t *testing.T, settings []string)) {
+	t.Run("embedded", func(t *testing.T) { test(t, nil) })
+	t.Run("nats", func(t *testing.T) { test(t, onNATS(natstest.New(t, 1))) })
+}
+
+// onNATS is the environment of servers on that cluster.
+func onNATS(c *natstest.Cluster) []string {
+	return []string{"RUNNEL_ENGINE=nats", "RUNNEL_NATS_URLS=" + strings.Join(c.URLs(), ","), fmt.Sprint("RUNNEL_NATS_REPLICAS=", c.Size())}
 }
 
 // process is a server process that can be killed and started again on its data.

@@ -16,12 +16,14 @@ import (
 // TestRollingRestart stops the server as a deployment does, and starts it again, under a stream of events: no subscriber misses an event or
 // gets one twice, and the longest pause is reported. RUNNEL_RESTARTS=1: ten restarts, 3 s apart, under 500 subscribers and 1,000 events/s, else two
 // under 20 and 200.
-func TestRollingRestart(t *testing.T) {
+func TestRollingRestart(t *testing.T) { onEngines(t, testRollingRestart) }
+
+func testRollingRestart(t *testing.T, settings []string) {
 	restarts, subscribers, rate, between := 2, 20, 200, time.Second
 	if os.Getenv("RUNNEL_RESTARTS") != "" {
 		restarts, subscribers, rate, between = 10, 500, 1000, 3*time.Second
 	}
-	p := &process{t: t, binary: binary(t), addr: freeAddress(t), data: t.TempDir()}
+	p := &process{t: t, binary: binary(t), addr: freeAddress(t), data: t.TempDir(), env: settings}
 	p.start()
 	t.Cleanup(func() { p.kill() })
 	client, err := dial(p.addr, "subscribers")
