@@ -26,6 +26,46 @@ type ledger struct {
 	sent  [clients]int // acknowledged, by publisher
 	seen  [clients]int // by follower
 	wrong []string
+	// Since the last call of mark: when each publisher was last told something and each follower last saw something, and for how long they
+	// had to wait at most.
+	told, saw wait
+}
+
+// wait is how long each of the clients has waited for its next event.
+type wait struct {
+	last    [clients]time.Time
+	longest [clients]time.Duration
+}
+
+func (w *wait) noted(i int) {
+	now := time.Now()
+	w.longest[i] = max(w.longest[i], now.Sub(w.last[i]))
+	w.last[i] = now
+}
+
+// most is the longest that any has waited, or still does.
+func (w *wait) most() (d time.Duration) {
+	for i, last := range w.last {
+		d = max(d, w.longest[i], time.Since(last))
+	}
+	return d
+}
+
+// mark begins to look at how long clients wait.
+func (l *ledger) mark() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.told, l.saw = wait{}, wait{}
+	for i := range clients {
+		l.told.last[i], l.saw.last[i] = time.Now(), time.Now()
+	}
+}
+
+// waits is for how long a publisher and a follower have waited at most since mark.
+func (l *ledger) waits() (publishers, followers time.Duration) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.told.most(), l.saw.most()
 }
 
 // newLedger returns an empty one. The load is one that whoever keeps the events bears on the same machine, beside clients and servers: the tests
@@ -149,6 +189,7 @@ func (l *ledger) publish(ctx context.Context, addr string, i int) {
 			l.thereLocked("publisher", ack.Position.Offset, s.what)
 			l.acked[s.what] = ack.Position.Offset
 			l.sent[i]++
+			l.told.noted(i)
 			l.mu.Unlock()
 		}
 	})
@@ -206,6 +247,7 @@ func (l *ledger) follow(ctx context.Context, addr string, i int) {
 		l.mu.Lock()
 		l.thereLocked(fmt.Sprintf("follower %d", i), last, string(e.Payload))
 		l.seen[i]++
+		l.saw.noted(i)
 		l.mu.Unlock()
 	}
 }
