@@ -30,6 +30,7 @@ func call[T any](ctx context.Context, c *Client, f func(context.Context, *link) 
 	var b retry
 	refused := ""
 	c.retries.earn()
+	c.counts.calls.Add(1)
 	for deadline := time.Now().Add(c.o.connectTimeout); ; {
 		res, token, sent, err := attempt(ctx, c, refused, f)
 		if c.unauthenticated(err) && refused == "" {
@@ -40,11 +41,13 @@ func call[T any](ctx context.Context, c *Client, f func(context.Context, *link) 
 			return res, err
 		}
 		if sent && retryAfter(err) == 0 && !c.retries.spend() {
+			c.counts.denied.Add(1)
 			return res, err
 		}
 		if err := b.wait(ctx, retryAfter(err)); err != nil {
 			return res, err
 		}
+		c.counts.retries.Add(1)
 	}
 }
 
@@ -71,6 +74,7 @@ func attempt[T any](ctx context.Context, c *Client, refused string, f func(conte
 		return struct{}{}, err
 	})
 	if errors.Is(err, gobreaker.ErrOpenState) || errors.Is(err, gobreaker.ErrTooManyRequests) {
+		c.counts.rejected.Add(1)
 		err = &Error{Code: codes.Unavailable, Message: fmt.Sprintf("the server at %s did not answer the last calls, and is left alone for %v", l.target, breakFor)}
 	}
 	c.failed(l, err)

@@ -29,12 +29,14 @@ type Client struct {
 	// tokens is nil without a source.
 	tokens  *tokens
 	retries retryBudget
+	counts  counts
 
 	mu         sync.Mutex
 	link       *link
 	perChannel int           // streams
 	endpoints  []string      // where else a server has said that clients may go
 	spread     time.Duration // over which clients of a server that is gone go elsewhere
+	sessions   map[*Session]State
 
 	ctx  context.Context
 	stop context.CancelFunc
@@ -230,9 +232,12 @@ func (c *Client) Publish(ctx context.Context, topic string, payload []byte, opts
 	}
 	res, err := call(ctx, c, func(ctx context.Context, l *link) (*runnelv1.PublishResponse, error) { return l.api.Publish(ctx, r) })
 	if err != nil {
+		c.counts.acknowledged(Ack{}, err)
 		return Ack{}, err
 	}
-	return ackOf(res), nil
+	ack := ackOf(res)
+	c.counts.acknowledged(ack, nil)
+	return ack, nil
 }
 
 // Topic describes a topic.

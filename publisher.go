@@ -98,7 +98,7 @@ func (s *Session) Publish(ctx context.Context, topic string, payload []byte, opt
 			s.unacked = s.unacked[1:]
 			s.bytes -= len(oldest.publish.GetPayload())
 			s.mu.Unlock()
-			oldest.finish(Ack{}, ErrDropped)
+			s.finish(oldest, Ack{}, ErrDropped)
 			continue
 		}
 		s.mu.Unlock()
@@ -143,6 +143,12 @@ func (s *Session) acknowledge(request uint64, ack Ack, err error) {
 	s.bytes -= len(r.publish.GetPayload())
 	signal(s.room)
 	s.mu.Unlock()
+	s.finish(r, ack, err)
+}
+
+// finish ends a publish.
+func (s *Session) finish(r *Receipt, ack Ack, err error) {
+	s.c.counts.acknowledged(ack, err)
 	r.finish(ack, err)
 }
 

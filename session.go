@@ -121,7 +121,7 @@ func (s *Session) fail(err error) {
 		sub.fail(err)
 	}
 	for _, r := range unacked {
-		r.finish(Ack{}, err)
+		s.finish(r, Ack{}, err)
 	}
 }
 
@@ -173,6 +173,7 @@ func toldToMove(err error) bool {
 func (s *Session) report(now State) {
 	if now != s.state {
 		s.state = now
+		s.c.stands(s, now)
 		s.onState(now)
 	}
 }
@@ -213,12 +214,14 @@ func (s *Session) connect() error {
 		return err
 	}
 	for {
+		s.c.counts.opened.Add(1)
 		next, err := s.serve(one)
 		if next == nil {
 			s.c.sent(one, err)
 			s.broken(one, err)
 			return err
 		}
+		s.c.counts.moved.Add(1)
 		one, s.token = next, next.token
 		if err := s.fillSnapshots(s.ctx); err != nil {
 			one.close(s)
@@ -230,8 +233,12 @@ func (s *Session) connect() error {
 // broken decides how long to stay away after a connection that has broken without a word: all who had one to the same server lost it, perhaps,
 // and the servers that are left should not get them all at once.
 func (s *Session) broken(one *opened, err error) {
+	if s.ctx.Err() != nil {
+		return
+	}
+	s.c.counts.broken.Add(1)
 	var e *Error
-	if s.ctx.Err() != nil || !errors.As(err, &e) || e.FromServer || toldToMove(err) {
+	if !errors.As(err, &e) || e.FromServer || toldToMove(err) {
 		return
 	}
 	// Who knows one address only tries that first: most breaks are between the two, and the server is still there.

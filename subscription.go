@@ -239,6 +239,10 @@ func (sub *Subscription) pushLocked(b batch) {
 	}
 	sub.queue = append(sub.queue, b)
 	sub.held += len(b.events)
+	sub.s.c.counts.received.Add(uint64(len(b.events)))
+	if b.notice != nil {
+		sub.s.c.counts.noticed(b.notice.Notice.Kind, b.notice.Notice.Count)
+	}
 	signal(sub.more)
 }
 

@@ -58,6 +58,8 @@ var rooms = []room{
 		"it sends what others have measured"},
 	{"otel", ".",
 		"who traces links OpenTelemetry; who does not, does not"},
+	{"prometheus", ".",
+		"who counts with Prometheus links it; who does not, does not"},
 	{"internal/certs", "",
 		"certificates are files"},
 	{"internal/limit", "",
@@ -115,7 +117,7 @@ var bans = []ban{
 		because: "the admin listener is the only HTTP that is served; keys of issuers are fetched"},
 	{never: "go.opentelemetry.io/...", but: "internal/telemetry otel",
 		because: "traces are an option: where they are off, nothing knows of them"},
-	{never: "github.com/prometheus/...", but: "internal/admin internal/telemetry server",
+	{never: "github.com/prometheus/...", but: "internal/admin internal/telemetry server prometheus",
 		because: "what is counted is counted in plain variables; one package shows them"},
 	{never: "github.com/spf13/cobra/...", but: "internal/cli",
 		because: "only the command line is a command line"},
@@ -132,9 +134,11 @@ var bans = []ban{
 		because: "test tools have no place in the product; these packages exist for tests"},
 	{never: "go.etcd.io/... discovery/...", but: "discovery/etcd internal/cli cmd/runnel", through: true,
 		because: "etcd is one way to be found: who embeds the SDK or the server does not link its client"},
-	{never: "github.com/nats-io/... github.com/quic-go/... github.com/cockroachdb/... github.com/prometheus/... github.com/spf13/...",
+	{never: "github.com/nats-io/... github.com/quic-go/... github.com/cockroachdb/... github.com/spf13/...",
 		but: "server internal/... cmd/runnel runneltest e2e", through: true,
 		because: "a user's build must stay small: the SDK brings gRPC, protobuf and little else"},
+	{never: "github.com/prometheus/...", but: "server internal/... cmd/runnel runneltest e2e prometheus", through: true,
+		because: "the same; package prometheus is for those who have it anyway"},
 }
 
 // sdkModules is all that the SDK may bring into a user's build, directly or not.
