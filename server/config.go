@@ -65,9 +65,12 @@ type Config struct {
 
 	Logger *slog.Logger // default: discard
 
-	// Reread reads the configuration again, for operators who ask for it, and Text shows the one in force; without them they cannot.
-	Reread func() (Config, error)
+	// Reread reads the configuration again, for operators who ask for it, and also names settings that are none of Config's, have changed and
+	// need a restart. Text shows the configuration in force. Without them operators can do neither.
+	Reread func() (next Config, also []string, err error)
 	Text   func() (string, error)
+	// Reloaded, if set, is called when Reload has put this configuration in force.
+	Reloaded func()
 	// Version is what operators are told; default devel.
 	Version string
 

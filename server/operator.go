@@ -143,11 +143,15 @@ func (o *operator) Reload() ([]string, error) {
 	if o.s.cfg.Reread == nil {
 		return nil, errors.New("this server was started without a configuration that could be read again")
 	}
-	cfg, err := o.s.cfg.Reread()
+	cfg, also, err := o.s.cfg.Reread()
 	if err != nil {
 		return nil, err
 	}
-	return o.s.Reload(cfg)
+	restart, err := o.s.Reload(cfg)
+	if err != nil {
+		return nil, err
+	}
+	return append(restart, also...), nil
 }
 
 // Configuration implements admin.Operator.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"testing"
 	"time"
 
@@ -23,10 +24,10 @@ func TestOperator(t *testing.T) {
 		Namespaces: map[string]server.Namespace{"a": {History: "memory"}, "quiet": {History: "none"}},
 	}
 	var wrong error
-	cfg.Reread = func() (server.Config, error) {
+	cfg.Reread = func() (server.Config, []string, error) {
 		next := cfg
 		next.DrainTimeout = time.Minute
-		return next, wrong
+		return next, []string{"elsewhere"}, wrong
 	}
 	cfg.Text = func() (string, error) { return "listen: x\n", nil }
 	s, err := server.New(cfg)
@@ -144,7 +145,7 @@ func TestOperator(t *testing.T) {
 			t.Errorf("%s: %v", namespace, err)
 		}
 	}
-	if r, err := c.admin.Reload(t.Context(), &runnelv1.ReloadRequest{}); err != nil || len(r.GetRestart()) != 1 || r.GetRestart()[0] != "drain_timeout" {
+	if r, err := c.admin.Reload(t.Context(), &runnelv1.ReloadRequest{}); err != nil || !slices.Equal(r.GetRestart(), []string{"drain_timeout", "elsewhere"}) {
 		t.Errorf("%v, %v", r, err)
 	}
 	wrong = errors.New("runnel.yaml:3: that is wrong")

@@ -35,6 +35,9 @@ func (s *Server) Reload(cfg Config) (restart []string, err error) {
 	spaces, kept := s.spaces.Load().next(&cfg)
 	s.spaces.Store(spaces)
 	s.engine.Configure()
+	if cfg.Reloaded != nil {
+		cfg.Reloaded()
+	}
 	return append(differing(s.cfg, cfg), kept...), nil
 }
 
@@ -89,7 +92,7 @@ func (s *spaces) next(cfg *Config) (next *spaces, kept []string) {
 // differing lists the settings that only a restart changes, but for namespaces.
 func differing(old, next Config) (names []string) {
 	for _, c := range []*Config{&old, &next} {
-		c.Roles, c.Logger, c.Listener, c.Reread, c.Text, c.Announce, c.Version, c.Namespaces, c.Defaults = nil, nil, nil, nil, nil, nil, "", nil, Namespace{}
+		c.Roles, c.Logger, c.Listener, c.Reread, c.Reloaded, c.Text, c.Announce, c.Version, c.Namespaces, c.Defaults = nil, nil, nil, nil, nil, nil, nil, "", nil, Namespace{}
 		l := Limits{
 			MaxPayloadBytes: c.Limits.MaxPayloadBytes, MaxHeadersBytes: c.Limits.MaxHeadersBytes, MaxSubscriptions: c.Limits.MaxSubscriptions,
 			MaxStreamsPerConnection: c.Limits.MaxStreamsPerConnection, MaxNamespaces: c.Limits.MaxNamespaces, MemoryBytes: c.Limits.MemoryBytes,

@@ -296,6 +296,12 @@ func TestHangup(t *testing.T) {
 	write(base + "send_timeout: 7s\n")
 	p.signal(syscall.SIGHUP)
 	p.await(`level=WARN [^\n]* changed=\[send_timeout\]`)
+	write(base + "discovery: {etcd: {endpoints: [127.0.0.1:1], service: quotes}}\nlog_format: json\nlog_level: error\nmax_stream_age: 1h\nissuers: {i: {issuer: x, audience: y, algorithms: RS256, jwks: http://127.0.0.1:1/k}}\nroles: {r: {authenticated: true, subscribe: [a.>]}}\n")
+	p.signal(syscall.SIGHUP)
+	p.await(`level=ERROR msg="the configuration was not reloaded" err="authentication cannot be switched`)
+	write(base + "discovery: {etcd: {endpoints: [127.0.0.1:1], service: quotes}}\nlog_format: json\n")
+	p.signal(syscall.SIGHUP) // the level is still info, or this would not be logged
+	p.await(`level=WARN [^\n]* changed="?\[[^\n]*discovery.etcd log_format\]`)
 	p.signal(os.Interrupt)
 	p.end(0)
 }

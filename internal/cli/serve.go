@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"reflect"
 	"strings"
 	"sync"
 	"syscall"
@@ -42,7 +43,7 @@ func (a *app) serve() *cobra.Command {
 		level.Set(conf.LogLevel)
 		cfg.Logger = conf.Logger(a.err, level)
 		cfg.Version = programVersion()
-		cfg.Reread = func() (server.Config, error) { return reread(c, path, level) }
+		cfg.Reread = func() (server.Config, []string, error) { return reread(c, path, conf, level) }
 		cfg.Text = func() (string, error) {
 			var b strings.Builder
 			err := conf.Show(&b)
@@ -86,26 +87,36 @@ func (a *app) serve() *cobra.Command {
 	return c
 }
 
-// reread reads the configuration again, and puts its log level in force. Its error has a line for each problem; then nothing changes.
-func reread(c *cobra.Command, path string, level *slog.LevelVar) (server.Config, error) {
+// reread reads the configuration again; its log level comes into force with it. It names what only a restart changes and the server does
+// not know of. Its error has a line for each problem; then nothing changes.
+func reread(c *cobra.Command, path string, old *config.Config, level *slog.LevelVar) (next server.Config, also []string, err error) {
 	conf, problems := config.Load(path, c.Flags(), os.Environ())
 	var all []error
 	for _, p := range problems {
 		all = append(all, p)
 	}
-	if all == nil {
-		level.Set(conf.LogLevel)
+	if all != nil {
+		return server.Config{}, nil, errors.Join(all...)
 	}
-	return conf.Server, errors.Join(all...)
+	next = conf.Server
+	next.Reloaded = func() { level.Set(conf.LogLevel) }
+	if !reflect.DeepEqual(old.Etcd, conf.Etcd) {
+		also = append(also, "discovery.etcd")
+	}
+	if old.LogFormat != conf.LogFormat {
+		also = append(also, "log_format")
+	}
+	return next, also, nil
 }
 
 // reload puts a configuration that was read again in force. What is wrong with it is logged, and then nothing changes.
-func reload(s *server.Server, read func() (server.Config, error), logger *slog.Logger) {
-	cfg, err := read()
+func reload(s *server.Server, read func() (server.Config, []string, error), logger *slog.Logger) {
+	cfg, also, err := read()
 	var restart []string
 	if err == nil {
 		restart, err = s.Reload(cfg)
 	}
+	restart = append(restart, also...)
 	switch {
 	case err != nil:
 		for problem := range strings.Lines(err.Error()) {
