@@ -1,6 +1,6 @@
 # make help says what there is. Everything needs Go only; tools are built from tools/ at the versions pinned there.
 .DEFAULT_GOAL := help
-.PHONY: help build check generate test race fuzz bench accounting memory attacks crash restarts spread
+.PHONY: help build check generate test nats race fuzz bench accounting memory attacks crash restarts spread
 
 FUZZTIME ?= 30s
 BENCH ?= .
@@ -20,6 +20,9 @@ generate: ## Write api/ anew from proto/
 
 test: ## Every test, about a minute
 	go test ./...
+
+nats: ## The tests of the server and the SDK with events on a NATS server, about two minutes
+	@.ci/run nats
 
 race: ## Every test under the race detector
 	go test -race ./...

@@ -37,11 +37,17 @@ func freeAddress(t *testing.T) string {
 	return l.Addr().String()
 }
 
-// onEngines runs a test on the embedded engine and on NATS; settings are the environment of servers that keep their events there, apart from
+// onEngines runs a test on the embedded engine and on NATS, at the same time; settings are the environment of servers that keep their events there, apart from
 // those of other tests.
 func onEngines(t *testing.T, test func(t *testing.T, settings []string)) {
-	t.Run("embedded", func(t *testing.T) { test(t, nil) })
-	t.Run("nats", func(t *testing.T) { test(t, onNATS(natstest.New(t, 1))) })
+	t.Run("embedded", func(t *testing.T) {
+		t.Parallel()
+		test(t, nil)
+	})
+	t.Run("nats", func(t *testing.T) {
+		t.Parallel()
+		test(t, onNATS(natstest.New(t, 1)))
+	})
 }
 
 // onNATS is the environment of servers on that cluster.

@@ -6,8 +6,12 @@ package runneltest
 import (
 	"context"
 	"errors"
+	"fmt"
+	"hash/fnv"
 	"log/slog"
 	"net"
+	"os"
+	"strings"
 	"sync"
 	"testing"
 
@@ -35,7 +39,8 @@ type Server struct {
 }
 
 // StartServer runs a server. Unless the configuration says otherwise it listens on a free loopback port, has a temporary data
-// directory and no admin listener, and namespaces appear on first use.
+// directory and no admin listener, and namespaces appear on first use. Where RUNNEL_TEST_NATS names NATS servers, its events are kept there, in
+// streams that only this server has; they take messages of 2 MiB or more.
 func StartServer(t testing.TB, cfg server.Config) *Server {
 	t.Helper()
 	if cfg.Listen == "" {
@@ -53,10 +58,23 @@ func StartServer(t testing.TB, cfg server.Config) *Server {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelWarn}))
 	}
+	if urls := os.Getenv("RUNNEL_TEST_NATS"); urls != "" && cfg.Engine == "" {
+		onNATS(&cfg, strings.Split(urls, ","))
+	}
 	s := &Server{t: t, cfg: cfg}
 	s.Start()
 	t.Cleanup(s.Stop)
 	return s
+}
+
+// onNATS makes a server keep its events on NATS, under a prefix that stands for its data directory.
+func onNATS(cfg *server.Config, urls []string) {
+	h := fnv.New64a()
+	h.Write([]byte(cfg.Data)) // never fails
+	cfg.Engine, cfg.NATS = server.OnNATS, server.NATS{URLs: urls, Replicas: 1, Prefix: fmt.Sprintf("test-%x", h.Sum64())}
+	if cfg.Limits.MaxPayloadBytes == 0 {
+		cfg.Limits.MaxPayloadBytes = 1 << 20 // as on the embedded engine
+	}
 }
 
 // Start starts the server after Stop, on the same address and data directory.

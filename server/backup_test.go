@@ -17,7 +17,7 @@ func TestBackupAndRestore(t *testing.T) {
 	t.Parallel()
 	kept := map[string]server.Namespace{"a": {History: "disk"}}
 	data := t.TempDir() + "/data"
-	s := runneltest.StartServer(t, server.Config{Data: data, Namespaces: kept})
+	s := runneltest.StartServer(t, server.Config{Engine: server.Embedded, Data: data, Namespaces: kept})
 	client := s.Client()
 	var at []runnel.Position
 	publish := func(from, to int) {
@@ -40,7 +40,7 @@ func TestBackupAndRestore(t *testing.T) {
 	publish(10, 15)
 	s.Stop()
 
-	restored := runneltest.StartServer(t, server.Config{Data: backup, Namespaces: kept})
+	restored := runneltest.StartServer(t, server.Config{Engine: server.Embedded, Data: backup, Namespaces: kept})
 	client = restored.Client()
 	publish(15, 20) // under the offsets that 10 to 14 had
 	if at[15].Offset != at[10].Offset || at[15].Epoch == at[10].Epoch {

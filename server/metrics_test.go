@@ -11,10 +11,10 @@ import (
 	"github.com/runnelhq/runnel/server"
 )
 
-// The metrics say what has happened.
+// The metrics say what has happened. Those of storage are the embedded engine's.
 func TestMetrics(t *testing.T) {
 	s := runneltest.StartServer(t, server.Config{
-		Admin: "127.0.0.1:0", Namespaces: map[string]server.Namespace{"a": {}, "m": {History: "memory", PublishRate: 3}},
+		Engine: server.Embedded, Admin: "127.0.0.1:0", Namespaces: map[string]server.Namespace{"a": {}, "m": {History: "memory", PublishRate: 3}},
 	})
 	value := func(name string) float64 {
 		t.Helper()

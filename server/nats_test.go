@@ -3,9 +3,11 @@ package server_test
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"net/http"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -239,3 +241,77 @@ func TestNATSReload(t *testing.T) {
 		}
 	}
 }
+
+// What docs/security.md says that a node's user needs is enough for all that a node does.
+func TestNATSPermissions(t *testing.T) {
+	t.Parallel()
+	allowed := &natsserver.Permissions{
+		Publish:   &natsserver.SubjectPermission{Allow: []string{"runnel.>", "$JS.API.>", "$JS.FC.>"}},
+		Subscribe: &natsserver.SubjectPermission{Allow: []string{"runnel.>", "_INBOX.>"}},
+	}
+	cluster := natstest.New(t, 1, func(o *natsserver.Options) {
+		o.Users = []*natsserver.User{{Username: "node", Password: "s3cret", Permissions: allowed}}
+	})
+	var refused atomic.Int64
+	cfg := onNATS(cluster)
+	cfg.NATS.User, cfg.NATS.Password = "node", "s3cret"
+	cfg.Logger = slog.New(slog.NewTextHandler(writerFunc(func(b []byte) (int, error) {
+		if strings.Contains(strings.ToLower(string(b)), "permission") {
+			refused.Add(1)
+			t.Logf("%s", b)
+		}
+		return len(b), nil
+	}), nil))
+	id := newAuthority(t)
+	cfg.Namespaces = map[string]server.Namespace{"a": {MaxEvents: 1000}, "none": {History: "none"}}
+	cfg.Roles = map[string]server.Role{"all": {Claims: []string{"role=all"}, Publish: []string{">"}, Subscribe: []string{">"}, History: []string{">"}, Admin: []string{">"}}}
+	cfg.Node = "n1"
+	one := secured(t, id, cfg)
+	cfg.Node = "n2"
+	two := secured(t, id, cfg)
+	token := id.token(t, "all", time.Hour, role("all"))
+	client, other := one.Client(runnel.WithToken(token)), two.Client(runnel.WithToken(token))
+	passing, err := other.Subscribe(t.Context(), "none.>")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, topic := range []string{"a.b", "none.b"} {
+		for i := range 20 {
+			if _, err := client.Publish(t.Context(), topic, fmt.Append(nil, i)); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	expect(t, passing, 0, 20)
+	two.Stop()
+	two.Start() // it reads from NATS
+	kept, err := other.Subscribe(t.Context(), "a.>", runnel.From(runnel.Earliest()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	expect(t, kept, 0, 20)
+	c := newClients(t, one.Addr)
+	ctx := bearer(t.Context(), token)
+	if _, err := c.admin.TrimNamespace(ctx, &runnelv1.TrimNamespaceRequest{Namespace: "a", UpToOffset: 5}); err != nil {
+		t.Error(err)
+	}
+	if _, err := c.ListTopics(ctx, &runnelv1.ListTopicsRequest{Pattern: "a.>"}); err != nil {
+		t.Error(err)
+	}
+	if _, err := c.admin.Revoke(ctx, &runnelv1.RevokeRequest{Kind: runnelv1.RevokedKind_REVOKED_KIND_TOKEN, Value: "x"}); err != nil {
+		t.Error(err)
+	}
+	if r, err := c.admin.ListNodes(ctx, &runnelv1.ListNodesRequest{}); err != nil || nodeIDs(r) != "n1 n2" {
+		t.Errorf("%v, %v", r, err)
+	}
+	if _, err := c.admin.DeleteNamespace(ctx, &runnelv1.DeleteNamespaceRequest{Namespace: "a"}); err != nil {
+		t.Error(err)
+	}
+	if n := refused.Load(); n > 0 {
+		t.Errorf("NATS refused %d times", n)
+	}
+}
+
+type writerFunc func([]byte) (int, error)
+
+func (f writerFunc) Write(b []byte) (int, error) { return f(b) }
