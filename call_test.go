@@ -38,6 +38,9 @@ func TestRetryBudget(t *testing.T) {
 		if n := attempts.Load(); n < calls || n > calls*12/10+10 {
 			t.Errorf("%d attempts of %d calls", n, calls)
 		}
+		if st := c.Stats(); st.Calls != calls || int64(st.Calls+st.Retries) != attempts.Load() || st.Denied == 0 || st.Failed != calls {
+			t.Errorf("%+v", st)
+		}
 	})
 }
 
@@ -97,6 +100,9 @@ func TestBreaker(t *testing.T) {
 		}
 		if waited := time.Since(open); waited < 2*time.Second {
 			t.Errorf("tried again after %v", waited)
+		}
+		if st := c.Stats(); st.Calls != 1 || st.Rejected == 0 || st.Published != 1 {
+			t.Errorf("%+v", st)
 		}
 		if _, err := c.Publish(t.Context(), "a.b", nil); err != nil {
 			t.Error(err)

@@ -160,6 +160,9 @@ func TestMoves(t *testing.T) {
 		if !slices.Equal(states, []runnel.State{runnel.StateConnecting, runnel.StateLive}) {
 			t.Errorf("states %v", states)
 		}
+		if st := c.Stats(); st.Opened != 2 || st.Moved != 1 || st.Broken != 0 || st.Live != 1 {
+			t.Errorf("%+v", st)
+		}
 	})
 }
 
