@@ -15,7 +15,7 @@ type ClientStats struct {
 	Broken   uint64 // of those, that ended before their session did, so that it had to come back
 	Moved    uint64 // of those, that took the place of one that a server had asked to move
 	Calls    uint64 // unary calls, each with its retries
-	Retries  uint64
+	Retries  uint64 // of calls, also those that were rejected
 	Denied   uint64 // retries that there was no budget for
 	Rejected uint64 // attempts that the circuit breaker kept from a server that did not answer
 
