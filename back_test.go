@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net"
+	"slices"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -23,7 +24,8 @@ func TestBackWithTheConnection(t *testing.T) {
 		var conns []net.Conn
 		var down bool
 		var up time.Time
-		var back []time.Duration // after the connection
+		var back []time.Duration  // after the connection
+		var states []runnel.State // of the first session
 		p := &pipes{conns: make(chan net.Conn), done: make(chan struct{})}
 		dial := func(ctx context.Context, address string) (net.Conn, error) {
 			mu.Lock()
@@ -53,8 +55,15 @@ func TestBackWithTheConnection(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		for range sessions {
-			if _, err := c.Session(t.Context()); err != nil {
+		for i := range sessions {
+			note := func(s runnel.State) {
+				mu.Lock()
+				defer mu.Unlock()
+				if i == 0 {
+					states = append(states, s)
+				}
+			}
+			if _, err := c.Session(t.Context(), runnel.OnState(note)); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -72,6 +81,10 @@ func TestBackWithTheConnection(t *testing.T) {
 		mu.Lock()
 		if len(back) != sessions {
 			t.Errorf("%d of %d sessions are back", len(back), sessions)
+		}
+		// What a person is shown: it does not flicker with the attempts.
+		if want := []runnel.State{runnel.StateConnecting, runnel.StateLive, runnel.StateConnecting, runnel.StateOffline, runnel.StateLive}; !slices.Equal(states, want) {
+			t.Errorf("states %v", states)
 		}
 		spread := map[time.Duration]bool{}
 		for _, d := range back {

@@ -25,10 +25,10 @@ type State string
 
 // The states a session reports to OnState. A session that moves to another server without a pause stays what it is.
 const (
-	StateConnecting State = "connecting"
+	StateConnecting State = "connecting" // for the first time, or again
 	StateLive       State = "live"
 	StateBehind     State = "behind"  // connected, and a subscription that had been live reads the log because it was too slow
-	StateOffline    State = "offline" // the session is over
+	StateOffline    State = "offline" // no server could be reached, and it goes on trying; or the session is over
 )
 
 // Session is one stream to the server with any number of subscriptions and publishes. It reconnects by itself: subscriptions resume,
@@ -129,9 +129,10 @@ func (s *Session) fail(err error) {
 func (s *Session) run() {
 	var b retry
 	deadline := time.Now().Add(s.c.o.connectTimeout)
+	defer s.c.forget(s)
 	defer s.report(StateOffline)
+	s.report(StateConnecting)
 	for {
-		s.report(StateConnecting)
 		began := time.Now()
 		err := s.connect()
 		if s.ctx.Err() != nil {
@@ -143,6 +144,12 @@ func (s *Session) run() {
 		s.online, s.away = false, true
 		signal(s.room) // who waits for room learns that the buffer's policy is to decide
 		s.mu.Unlock()
+		switch {
+		case s.state == StateLive || s.state == StateBehind:
+			s.report(StateConnecting)
+		case !answered(err):
+			s.report(StateOffline) // until there is a connection again: not from attempt to attempt
+		}
 		if s.c.unauthenticated(err) && s.refused != s.token {
 			s.refused = s.token // once: the next may be taken
 			continue
@@ -167,6 +174,12 @@ func (s *Session) run() {
 func toldToMove(err error) bool {
 	var e *Error
 	return errors.As(err, &e) && e.Reason == reasonDraining && !e.FromServer
+}
+
+// answered says that it was a server that refused.
+func answered(err error) bool {
+	var e *Error
+	return errors.As(err, &e) && e.FromServer
 }
 
 // report tells the application of a state that is new.

@@ -5,10 +5,10 @@ import "sync/atomic"
 // ClientStats is what a client has done and holds, all its sessions together. Package prometheus makes metrics of it.
 type ClientStats struct {
 	// Now.
-	Connecting, Live, Behind int // sessions, by state
-	Connections              int // to servers, whether they stand or are being made
-	Unacknowledged           int // publishes of sessions that wait for their acknowledgement
-	UnacknowledgedBytes      int // their payloads
+	Connecting, Live, Behind, Offline int // sessions that are not over, by state
+	Connections                       int // to servers, whether they stand or are being made
+	Unacknowledged                    int // publishes of sessions that wait for their acknowledgement
+	UnacknowledgedBytes               int // their payloads
 
 	// Since Dial.
 	Opened   uint64 // streams of sessions that a server has welcomed
@@ -76,6 +76,8 @@ func (c *Client) Stats() ClientStats {
 			s.Live++
 		case StateBehind:
 			s.Behind++
+		case StateOffline:
+			s.Offline++
 		}
 	}
 	s.Connections = 1 + len(c.link.more)
@@ -89,16 +91,19 @@ func (c *Client) Stats() ClientStats {
 	return s
 }
 
-// stands notes the state of a session; one that is over is forgotten.
+// stands notes the state of a session.
 func (c *Client) stands(s *Session, now State) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if now == StateOffline {
-		delete(c.sessions, s)
-		return
-	}
 	if c.sessions == nil {
 		c.sessions = map[*Session]State{}
 	}
 	c.sessions[s] = now
+}
+
+// forget is for a session that is over.
+func (c *Client) forget(s *Session) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.sessions, s)
 }

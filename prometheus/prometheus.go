@@ -38,6 +38,7 @@ var metrics = []metric{
 	inState(runnel.StateConnecting, func(s *runnel.ClientStats) int { return s.Connecting }),
 	inState(runnel.StateLive, func(s *runnel.ClientStats) int { return s.Live }),
 	inState(runnel.StateBehind, func(s *runnel.ClientStats) int { return s.Behind }),
+	inState(runnel.StateOffline, func(s *runnel.ClientStats) int { return s.Offline }),
 	gauge("connections", "Connections to servers, whether they stand or are being made.", func(s *runnel.ClientStats) int { return s.Connections }),
 	gauge("unacknowledged_events", "Publishes of sessions that wait for their acknowledgement.", func(s *runnel.ClientStats) int { return s.Unacknowledged }),
 	gauge("unacknowledged_bytes", "Payloads of these.", func(s *runnel.ClientStats) int { return s.UnacknowledgedBytes }),
