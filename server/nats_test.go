@@ -144,7 +144,7 @@ func TestNATSAway(t *testing.T) {
 	}
 	expect(t, live, 0, 10)
 	until(healthv1.HealthCheckResponse_SERVING)
-	if m := get(t, "http://"+s.AdminAddr+"/metrics"); !strings.Contains(m, "\nrunnel_namespaces 1\n") || !strings.Contains(m, "\nrunnel_storage_failed 0\n") || strings.Contains(m, "runnel_storage_disk_bytes") {
+	if m := get(t, "http://"+s.AdminAddr+"/metrics"); !strings.Contains(m, "\nrunnel_namespaces 1\n") || !strings.Contains(m, "\nrunnel_nodes 1\n") || !strings.Contains(m, "\nrunnel_nodes_heard 1\n") || !strings.Contains(m, "\nrunnel_storage_failed 0\n") || strings.Contains(m, "runnel_storage_disk_bytes") {
 		t.Errorf("metrics:\n%s", m)
 	}
 	cluster.Stop(0)
