@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -11,27 +12,42 @@ import (
 	"time"
 
 	"github.com/runnelhq/runnel"
+	"github.com/runnelhq/runnel/internal/natsengine/natstest"
 )
 
 // TestRollingRestart stops the server as a deployment does, and starts it again, under a stream of events: no subscriber misses an event or
 // gets one twice, and the longest pause is reported. RUNNEL_RESTARTS=1: ten restarts, 3 s apart, under 500 subscribers and 1,000 events/s, else two
 // under 20 and 200.
-func TestRollingRestart(t *testing.T) { onEngines(t, testRollingRestart) }
+func TestRollingRestart(t *testing.T) {
+	onEngines(t, func(t *testing.T, settings []string) { testRollingRestart(t, settings, 1) })
+}
 
-func testRollingRestart(t *testing.T, settings []string) {
-	restarts, subscribers, rate, between := 2, 20, 200, time.Second
+// The same with three servers that share a NATS cluster, one after the other: sessions move.
+func TestRollingRestartOfNodes(t *testing.T) {
+	testRollingRestart(t, onNATS(natstest.New(t, 1)), 3)
+}
+
+func testRollingRestart(t *testing.T, settings []string, servers int) {
+	restarts, subscribers, rate, between := max(2, servers), 20, 200, time.Second
 	if os.Getenv("RUNNEL_RESTARTS") != "" {
 		restarts, subscribers, rate, between = 10, 500, 1000, 3*time.Second
 	}
-	p := &process{t: t, binary: binary(t), addr: freeAddress(t), data: t.TempDir(), env: settings}
-	p.start()
-	t.Cleanup(func() { p.kill() })
-	client, err := dial(p.addr, "subscribers")
+	command := binary(t)
+	var nodes []*process
+	var addresses []string
+	for range servers {
+		p := &process{t: t, binary: command, addr: freeAddress(t), data: t.TempDir(), env: settings}
+		p.start()
+		t.Cleanup(func() { p.kill() })
+		nodes, addresses = append(nodes, p), append(addresses, p.addr)
+	}
+	all := strings.Join(addresses, ",")
+	client, err := dial(all, "subscribers")
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer client.Close()
-	source, err := dial(p.addr, "source")
+	source, err := dial(all, "source")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -86,7 +102,8 @@ func testRollingRestart(t *testing.T, settings []string) {
 			}
 		}
 	}
-	for range restarts {
+	for n := range restarts {
+		p := nodes[n%servers]
 		publish(between)
 		restarted := make(chan struct{})
 		var restarting sync.WaitGroup

@@ -41,6 +41,15 @@ func (s *Server) figures() []admin.Figure {
 	counter("runnel_conflated_total", "Events superseded by newer ones of their keys for slow subscriptions.", float64(m.Conflated.Load()))
 	counter("runnel_gaps_total", "Stretches of logs that subscriptions could not get any more.", float64(m.Gaps.Load()))
 	counter("runnel_slow_consumers_total", "Sessions ended because their clients were too slow, or by a broken connection after the client had taken nothing for 5 s.", float64(m.Slow.Load()))
+	if c := s.nodes.cluster; c != nil {
+		list, stale := c.Nodes()
+		heard := 1.0
+		if stale {
+			heard = 0
+		}
+		gauge("runnel_nodes", "Servers that share the cluster, as this one knows them, itself included.", float64(len(list)))
+		gauge("runnel_nodes_heard", "0 while this server does not hear the others.", heard)
+	}
 	e := s.engine.Figures()
 	gauge("runnel_namespaces", "Namespaces whose logs are open.", float64(e.Namespaces))
 	if s.cfg.Engine == Embedded { // the disks of NATS are its own

@@ -28,11 +28,16 @@ func (e *Engine) Check(ctx context.Context, namespaces []string) error {
 			continue
 		}
 		group.Go(func() error {
-			want := e.o.settings(name, cfg)
-			i, err := e.info(ctx, want.Name, nil)
-			if err != nil {
-				return nil // it is not there, or cannot be asked
+			stream := e.streamOf(ctx, name)
+			if stream == "" {
+				return nil
 			}
+			i, err := e.info(ctx, stream, nil)
+			if err != nil {
+				return nil // it cannot be asked
+			}
+			want := e.o.settings(name, cfg)
+			want.Name = stream
 			if cfg.History == engine.HistoryNone {
 				return fmt.Errorf("stream %s exists, and namespace %s is to keep no history: delete the stream, or configure the history it has", want.Name, name)
 			}
@@ -43,4 +48,18 @@ func (e *Engine) Check(ctx context.Context, namespaces []string) error {
 		})
 	}
 	return group.Wait()
+}
+
+// streamOf is the stream that has a namespace's subjects; empty if there is none, or it cannot be asked.
+func (e *Engine) streamOf(ctx context.Context, namespace string) string {
+	request := struct {
+		Subject string `json:"subject"`
+	}{e.o.subject(namespace)}
+	var answer struct {
+		Streams []string `json:"streams"`
+	}
+	if e.api(ctx, apiWait, "STREAM.NAMES", request, &answer) != nil || len(answer.Streams) == 0 {
+		return ""
+	}
+	return answer.Streams[0]
 }
