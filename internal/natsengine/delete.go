@@ -72,33 +72,51 @@ func (e *Engine) beginDelete(ctx context.Context, namespace string) (o *opening,
 
 // delete waits for the appends that are on their way, and lets no other begin.
 func (l *log) delete(ctx context.Context) error {
-	l.setGoing(true)
 	l.gate.Lock()
 	defer l.gate.Unlock()
-	// A namespace without history may have had a stream before.
+	// Perhaps another node deleted this log's stream, and what is there now is the next one. A namespace without history may have had
+	// a stream before.
 	if _, err := l.e.deleteStream(ctx, l.name); err != nil {
-		l.setGoing(false)
 		return err
 	}
+	l.end()
+	return nil
+}
+
+// end ends the log, whose stream is gone, unless that has been done.
+func (l *log) end() {
+	l.mu.Lock()
+	over := l.lost != nil
+	l.lost, l.ring = engine.ErrDeleted, ring{}
+	if !over {
+		l.announceLocked()
+	}
+	l.mu.Unlock()
+	if over {
+		return
+	}
 	l.e.mu.Lock()
-	delete(l.e.opens, l.name)
-	delete(l.e.troubles, l.name)
+	if o := l.e.opens[l.name]; o != nil && o.log == l {
+		delete(l.e.opens, l.name)
+		delete(l.e.troubles, l.name)
+	}
 	l.e.mu.Unlock()
 	if l.kept {
 		l.e.logs.Add(-1)
 	}
-	l.mu.Lock()
-	l.lost, l.ring = engine.ErrDeleted, ring{}
-	l.announceLocked()
-	l.mu.Unlock()
 	l.stop()
 	l.tailMoved()
-	return nil
 }
 
 // deleteStream deletes a namespace's stream; false if there is none. A stream that Runnel has not made is not touched.
 func (e *Engine) deleteStream(ctx context.Context, namespace string) (existed bool, err error) {
-	name := e.o.streamName(namespace)
+	name, err := e.find(ctx, namespace)
+	if err != nil {
+		return false, apiError("cannot look for the stream of "+namespace, err)
+	}
+	if name == "" {
+		return false, nil
+	}
 	i, err := e.info(ctx, name, nil)
 	switch {
 	case isCode(err, codeStreamNotFound):
@@ -122,19 +140,6 @@ func (e *Engine) deleteStream(ctx context.Context, namespace string) (existed bo
 		return true, ctx.Err()
 	}
 	return true, apiError("cannot delete stream "+name, err)
-}
-
-func (l *log) setGoing(going bool) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.going = going
-}
-
-// isGoing reports whether the log is being deleted, so that a stream that is not there is no surprise.
-func (l *log) isGoing() bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.going
 }
 
 // readable is why the log cannot be used any more.

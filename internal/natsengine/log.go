@@ -11,12 +11,13 @@ import (
 	"github.com/runnelhq/runnel/internal/engine"
 )
 
-// log is an engine.Log: what this node knows of a stream.
+// log is an engine.Log: what this node knows of a stream. It is over when the stream is deleted, by whomever: the namespace's next
+// stream is another log.
 type log struct {
 	e      *Engine
 	name   string
-	stream string
-	kept   bool // it has a stream
+	stream string // has this name for good
+	kept   bool   // it has a stream
 	cfg    atomic.Pointer[engine.Config]
 	ctx    context.Context // of everything in the background, until the log is deleted
 	stop   context.CancelFunc
@@ -28,7 +29,6 @@ type log struct {
 
 	mu     sync.Mutex
 	lost   error // why the log cannot be used any more: it was deleted
-	going  bool  // it is being deleted
 	epoch  string
 	bytes  uint64 // of retained events, when the stream was last looked at
 	head   uint64
@@ -56,11 +56,11 @@ func (e *Engine) openLog(name string, cfg engine.Config) (*log, error) {
 		l.epoch, l.ids = newEpoch(), newIDs(cfg)
 		return l, l.open()
 	}
-	l.stream = e.o.streamName(name)
 	i, err := e.stream(e.killed, name, cfg)
 	if err != nil {
 		return nil, err
 	}
+	l.stream = i.Config.Name
 	l.begin(i)
 	e.logs.Add(1)
 	e.group.Go(l.follow)
@@ -113,15 +113,26 @@ func (l *log) Check(p engine.Position) error {
 	}
 	ctx, cancel := context.WithTimeout(l.e.ctx, apiWait)
 	defer cancel()
-	i, lookErr := l.e.info(ctx, l.stream, nil)
-	if lookErr != nil || i.State.Last < p.Offset || i.Config.Metadata[metaEpoch] != l.State().Epoch {
-		return err
+	for n := range leaderAttempts {
+		i, lookErr := l.e.info(ctx, l.stream, nil)
+		if lookErr != nil || i.Config.Metadata[metaEpoch] != l.State().Epoch {
+			return err
+		}
+		if i.State.Last < p.Offset {
+			_ = pause(ctx, n) // info looks at ctx
+			continue
+		}
+		if l.await(ctx, p.Offset) != nil {
+			return err
+		}
+		return l.check(p)
 	}
-	if l.await(ctx, p.Offset) != nil {
-		return err
-	}
-	return l.check(p)
+	return err
 }
+
+// leaderAttempts is how often a stream's leader is asked for what another replica has stored already, and shown: it does so itself a
+// moment later. Together they take a third of a second.
+const leaderAttempts = 7
 
 func (l *log) check(p engine.Position) error {
 	l.mu.Lock()
@@ -174,7 +185,7 @@ func (l *log) learn(i *streamInfo) {
 	const shortFor = 10 * time.Second
 	if epoch := i.Config.Metadata[metaEpoch]; epoch != l.State().Epoch {
 		if epoch != "" {
-			l.e.o.Logger.Warn("the stream was made anew", "namespace", l.name, "stream", l.stream, "epoch", epoch)
+			l.e.o.Logger.Warn("the stream has a new epoch", "namespace", l.name, "stream", l.stream, "epoch", epoch)
 			l.begin(i)
 		}
 		return
@@ -250,8 +261,9 @@ func (l *log) watch() {
 		if l.ctx.Err() != nil {
 			return
 		}
-		if l.isGoing() {
-			continue
+		if isCode(err, codeStreamNotFound) {
+			l.end()
+			return
 		}
 		l.e.setTrouble(l.name, err)
 		if err == nil {
@@ -289,7 +301,10 @@ func (l *log) readError(ctx context.Context, err error) error {
 	switch {
 	case l.e.ctx.Err() != nil:
 		return engine.ErrClosed
-	case l.readable() != nil, l.isGoing() && (isCode(err, codeStreamNotFound) || errors.Is(err, errNoResponders)):
+	case isCode(err, codeStreamNotFound):
+		l.end()
+		return engine.ErrDeleted
+	case l.readable() != nil:
 		return engine.ErrDeleted
 	case ctx.Err() != nil:
 		return ctx.Err()

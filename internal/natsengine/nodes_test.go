@@ -137,6 +137,7 @@ func TestErrors(t *testing.T) {
 	} {
 		o := Options{Prefix: "p", Replicas: 1}
 		cfg := o.settings("n", engine.Config{})
+		cfg.Name = "p_n"
 		cfg.Metadata = map[string]string{metaEpoch: newEpoch()}
 		change(&cfg)
 		if _, err := js.CreateStream(t.Context(), cfg); err != nil {
@@ -149,9 +150,9 @@ func TestErrors(t *testing.T) {
 		if err := js.DeleteStream(t.Context(), cfg.Name); err != nil {
 			t.Fatal(err)
 		}
-		logOf(t, e, "n") // what failed is tried again
+		l := logOf(t, e, "n") // what failed is tried again
 		_ = e.Close()
-		if err := js.DeleteStream(t.Context(), cfg.Name); err != nil {
+		if err := js.DeleteStream(t.Context(), l.stream); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -171,7 +172,7 @@ func jetStream(t testing.TB, c *natstest.Cluster) jetstream.JetStream {
 	return js
 }
 
-// A stream that is deleted comes back under another epoch, and followers are told. One event deleted by hand is damage.
+// A stream that is deleted by hand ends its log, followers are told, and the next has another epoch. One event deleted by hand is damage.
 func TestStreamChanges(t *testing.T) {
 	c := natstest.New(t, 1)
 	js := jetStream(t, c)
@@ -180,7 +181,7 @@ func TestStreamChanges(t *testing.T) {
 	for i := range 20 {
 		put(t, l, entry("n.a", fmt.Sprint(i)))
 	}
-	stream, err := js.Stream(t.Context(), "runnel_n")
+	stream, err := js.Stream(t.Context(), l.stream)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -205,21 +206,23 @@ func TestStreamChanges(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := js.DeleteStream(t.Context(), "runnel_n"); err != nil {
+	if err := js.DeleteStream(t.Context(), l.stream); err != nil {
 		t.Fatal(err)
 	}
-	_, err = tail.Next(t.Context())
-	var changed *engine.EpochChangedError
-	if !errors.As(err, &changed) || changed.Epoch == before.Epoch {
+	if _, err = tail.Next(t.Context()); !errors.Is(err, engine.ErrDeleted) {
 		t.Errorf("%v", err)
 	}
-	if err := l.Check(engine.Position{Epoch: before.Epoch, Offset: 3}); !errors.As(err, &changed) {
+	anew := logOf(t, e, "n")
+	if anew.State().Epoch == before.Epoch {
+		t.Errorf("the stream that was made anew has the epoch of the one before")
+	}
+	var changed *engine.EpochChangedError
+	if err := anew.Check(engine.Position{Epoch: before.Epoch, Offset: 3}); !errors.As(err, &changed) {
 		t.Errorf("a position in the stream that is gone: %v", err)
 	}
-	until(t, "a new stream", func() bool {
-		res, err := l.Append(t.Context(), []engine.Entry{entry("n.a", "anew")}, engine.AppendEach)
-		return err == nil && res[0].Offset == 1
-	})
+	if r := put(t, anew, entry("n.a", "1"))[0]; r.Offset != 1 || r.Duplicate {
+		t.Errorf("%+v", r)
+	}
 }
 
 // Events go when they are old, though nobody publishes.

@@ -78,23 +78,26 @@ func (l *log) listen() (*passing, error) {
 	return p, nil
 }
 
-// probe waits until what is appended here comes back: the server of one connection hears of the subscriptions of another after a
-// while. What comes before that was published before the log was followed.
+// probe waits until what is appended here comes back, over each of the subscriptions: the server of one connection hears of the
+// subscriptions of another after a while, and of one before the other. What comes before that was published before the log was followed.
 func (l *log) probe(p *passing) error {
 	ctx, cancel := context.WithTimeout(l.ctx, apiWait)
 	defer cancel()
-	name := newEpoch()
+	subject := l.e.o.subject(l.name)
+	missing := map[string]string{newEpoch(): subject, newEpoch(): subject + ".probe"} // by name
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
 	for {
-		m := &nats.Msg{Subject: l.e.o.subject(l.name), Header: nats.Header{headerName: {name}}}
-		if err := l.e.write.nc.PublishMsg(m); err != nil {
-			return sendError(err)
+		for name, subject := range missing {
+			m := &nats.Msg{Subject: subject, Header: nats.Header{headerName: {name}}}
+			if err := l.e.write.nc.PublishMsg(m); err != nil {
+				return sendError(err)
+			}
 		}
 		for waiting := true; waiting; {
 			select {
 			case m := <-p.messages:
-				if first(m.Header, headerName) == name {
+				if delete(missing, first(m.Header, headerName)); len(missing) == 0 {
 					return nil
 				}
 			case <-tick.C:
