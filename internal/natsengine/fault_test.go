@@ -4,9 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"math/rand/v2"
-	"net"
 	"sync"
 	"testing"
 	"time"
@@ -102,77 +100,12 @@ func everything(t testing.TB, l engine.Log) (list []engine.Event) {
 	return list
 }
 
-// proxy passes connections on to an address, and cuts them when it is told to.
-type proxy struct {
-	listener net.Listener
-	to       string
-	group    sync.WaitGroup
-
-	mu    sync.Mutex
-	conns map[net.Conn]struct{}
-	down  bool
-}
-
-func newProxy(t *testing.T, to string) *proxy {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	p := &proxy{listener: l, to: to, conns: map[net.Conn]struct{}{}}
-	p.group.Go(p.accept)
-	t.Cleanup(func() {
-		l.Close()
-		p.cut(true)
-		p.group.Wait()
-	})
-	return p
-}
-
-func (p *proxy) accept() {
-	for {
-		a, err := p.listener.Accept()
-		if err != nil {
-			return
-		}
-		b, err := net.Dial("tcp", p.to)
-		if err != nil {
-			a.Close()
-			continue
-		}
-		p.mu.Lock()
-		if p.down {
-			a.Close()
-			b.Close()
-		}
-		p.conns[a], p.conns[b] = struct{}{}, struct{}{}
-		p.mu.Unlock()
-		for _, pair := range [][2]net.Conn{{a, b}, {b, a}} {
-			p.group.Go(func() {
-				_, _ = io.Copy(pair[0], pair[1])
-				pair[0].Close()
-				pair[1].Close()
-			})
-		}
-	}
-}
-
-// cut breaks all connections; down says whether new ones are refused.
-func (p *proxy) cut(down bool) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	for c := range p.conns {
-		c.Close()
-	}
-	clear(p.conns)
-	p.down = down
-}
-
 // Connections break in the middle of appends: what was acknowledged is there once, at its offset, and what failed is there once
 // or not at all.
 func TestCutConnections(t *testing.T) {
 	c := natstest.New(t, 1)
-	p := newProxy(t, c.URL(0)[len("nats://"):])
-	e := open(t, Options{URLs: []string{"nats://" + p.listener.Addr().String()}, Replicas: 1})
+	p := newProxy(t, c.URL(0))
+	e := open(t, Options{URLs: []string{p.url()}, Replicas: 1})
 	l := logOf(t, e, "n")
 	const writers, cuts = 8, 5
 	var group sync.WaitGroup
