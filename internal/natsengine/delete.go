@@ -104,6 +104,7 @@ func (l *log) end() {
 	if l.kept {
 		l.e.logs.Add(-1)
 	}
+	l.shelf.clear()
 	l.stop()
 	l.tailMoved()
 }

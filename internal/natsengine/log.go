@@ -23,6 +23,7 @@ type log struct {
 	stop   context.CancelFunc
 	taken  chan struct{} // receives when a tail has moved or closed; for logs without history
 	ids    *ids          // of a log without history
+	shelf  shelf
 
 	// gate is held for reading by appends and by whoever reads the stream: only a deletion closes it.
 	gate sync.RWMutex
@@ -78,6 +79,7 @@ func (l *log) begin(i *streamInfo) {
 	l.epoch, l.head, l.oldest, l.time = i.Config.Metadata[metaEpoch], i.State.Last, i.State.oldest(), 0
 	l.limit = uint64(max(i.Config.MaxMsgs, 0))
 	l.ring, l.short = ring{}, time.Time{}
+	l.shelf.clear()
 	l.announceLocked()
 }
 
@@ -252,6 +254,7 @@ func (l *log) watch() {
 		case <-l.ctx.Done():
 			return
 		}
+		l.shelf.second()
 		s := l.State()
 		if s.Head == head && l.cfg.Load().MaxAge == 0 && n%quiet != 0 && l.e.Health() == nil {
 			continue
