@@ -15,11 +15,11 @@ type proxy struct {
 	listener net.Listener
 	to       string
 	group    sync.WaitGroup
-	// delay is how long everything takes, each way; change changes what the server sends, and sees is told what the node sends. They are
-	// set before the first connection.
+	// delay is how long everything takes, each way; sees is told what the node sends; filter makes, for each connection, what changes what
+	// goes in and out. They are set before the first connection.
 	delay  time.Duration
-	change func([]byte) []byte
 	sees   func([]byte)
+	filter func() (in, out func([]byte, net.Conn) []byte)
 
 	mu    sync.Mutex
 	conns map[net.Conn]struct{}
@@ -78,15 +78,12 @@ func (p *proxy) accept() {
 		}
 		p.conns[a], p.conns[b] = struct{}{}, struct{}{}
 		p.mu.Unlock()
-		p.group.Go(func() { p.pump(b, a, p.held) })
-		p.group.Go(func() {
-			p.pump(a, b, func(chunk []byte, _ net.Conn) []byte {
-				if p.change != nil {
-					return p.change(chunk)
-				}
-				return chunk
-			})
-		})
+		in, out := p.held, func(chunk []byte, _ net.Conn) []byte { return chunk }
+		if p.filter != nil {
+			in, out = p.filter()
+		}
+		p.group.Go(func() { p.pump(b, a, in) })
+		p.group.Go(func() { p.pump(a, b, out) })
 	}
 }
 
