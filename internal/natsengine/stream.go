@@ -26,6 +26,8 @@ const (
 	codeOtherStream       = 10060
 	codeOverlap           = 10065
 	codeNotCreated        = 10049
+	codeNotClustered      = 10074
+	codeNoPeers           = 10005
 	codeNoMessage         = 10037
 	codeConflict          = 10071
 	codeConflictInFlight  = 10164
@@ -216,6 +218,13 @@ func (e *Engine) stream(ctx context.Context, namespace string, cfg engine.Config
 		}
 		// Another node was faster, or a server that has just removed its last stream removes the directory that the next one is for.
 		again := isCode(err, codeOverlap) || isCode(err, codeNotCreated)
+		switch {
+		case isCode(err, codeNotClustered):
+			return nil, fmt.Errorf("cannot create stream %s: %d replicas need as many NATS servers, and this is one: %w", made.Name, made.Replicas, err)
+		case isCode(err, codeNoPeers): // some may be back soon
+			return nil, fmt.Errorf("%w: cannot create stream %s: %d replicas need as many NATS servers that are up and have room: %w",
+				engine.ErrUnavailable, made.Name, made.Replicas, err)
+		}
 		if !again || n == attempts || pause(ctx, n) != nil {
 			return nil, apiError("cannot create stream "+made.Name, err)
 		}
