@@ -73,9 +73,7 @@ func BenchmarkRead(b *testing.B) {
 			}
 			put(b, l, entries...)
 		}
-		l.mu.Lock()
-		l.ring = ring{}
-		l.mu.Unlock()
+		l.forget()
 		b.ResetTimer()
 		for n, after := 0, uint64(0); n < b.N; {
 			p, err := l.Read(b.Context(), engine.ReadRequest{After: after % events})

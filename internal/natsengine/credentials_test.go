@@ -24,11 +24,13 @@ import (
 )
 
 func TestToken(t *testing.T) {
+	t.Parallel()
 	c := natstest.New(t, 1, func(o *server.Options) { o.Authorization = "token" })
 	logOf(t, open(t, Options{URLs: c.URLs(), Replicas: 1, Credentials: Credentials{Token: "token"}}), "n")
 }
 
 func TestNKey(t *testing.T) {
+	t.Parallel()
 	user, err := nkeys.CreateUser()
 	if err != nil {
 		t.Fatal(err)
@@ -51,6 +53,7 @@ func TestNKey(t *testing.T) {
 
 // A credentials file, as an operator's servers ask for it; and one of a user that was made by somebody else.
 func TestCredsFile(t *testing.T) {
+	t.Parallel()
 	operator, accountKey, system := pair(t, nkeys.CreateOperator), pair(t, nkeys.CreateAccount), pair(t, nkeys.CreateAccount)
 	account := jwt.NewAccountClaims(public(t, accountKey))
 	account.Limits.JetStreamLimits = jwt.JetStreamLimits{DiskStorage: 1 << 30, MemoryStorage: 1 << 30, Streams: -1, Consumer: -1}
@@ -121,6 +124,7 @@ func public(t *testing.T, k nkeys.KeyPair) string {
 
 // Servers and nodes show certificates to each other.
 func TestTLS(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	certificate, cert, key := selfSigned(t, dir)
 	pool := x509.NewCertPool()

@@ -21,6 +21,8 @@ func TestIsolation(t *testing.T) {
 	c := natstest.NewIsolable(t, 3)
 	for _, leads := range []bool{false, true} {
 		t.Run(fmt.Sprintf("leads=%v", leads), func(t *testing.T) {
+			c.WaitReady()
+			c.WaitHealthy()
 			prefix := fmt.Sprint("leads-", leads)
 			first := logOf(t, open(t, Options{URLs: c.URLs(), Prefix: prefix}), "n")
 			for i := range 300 {

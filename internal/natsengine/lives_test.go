@@ -16,6 +16,7 @@ import (
 
 // An append is on its way when another node deletes the namespace and begins it anew: it is stored nowhere, and says so.
 func TestAppendAcrossDeletion(t *testing.T) {
+	t.Parallel()
 	c := natstest.New(t, 1)
 	for name, batch := range map[string][]engine.Entry{
 		"one":   {entry("n.a", "late")},
@@ -57,6 +58,7 @@ func TestAppendAcrossDeletion(t *testing.T) {
 
 // A server has not removed all files of a stream that was deleted when the namespace begins anew.
 func TestLeftFiles(t *testing.T) {
+	t.Parallel()
 	var dir string
 	c := natstest.New(t, 1, func(o *server.Options) { dir = o.StoreDir })
 	e := open(t, Options{URLs: c.URLs(), Replicas: 1})
@@ -76,6 +78,7 @@ func TestLeftFiles(t *testing.T) {
 
 // A namespace without history is open when both of its subscriptions are: an event that is published then comes back.
 func TestPassingProbes(t *testing.T) {
+	t.Parallel()
 	c := natstest.New(t, 1)
 	p := newProxy(t, c.URL(0))
 	var probes atomic.Int64

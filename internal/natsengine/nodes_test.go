@@ -26,6 +26,7 @@ func unmarshal(t testing.TB, b []byte, m proto.Message) {
 
 // Nodes share logs: an id is stored once, one of racing conditions wins, and a position of one is good at the other at once.
 func TestNodes(t *testing.T) {
+	t.Parallel()
 	c := natstest.New(t, 3)
 	var logs []*log
 	for i := range 3 {
@@ -96,6 +97,7 @@ func TestNodes(t *testing.T) {
 
 // What Open and Log cannot work with they say in one line.
 func TestErrors(t *testing.T) {
+	t.Parallel()
 	secured := natstest.New(t, 1, func(o *server.Options) { o.Username, o.Password = "runnel", "secret" })
 	bare := natstest.New(t, 1, func(o *server.Options) { o.JetStream = false })
 	plain := natstest.New(t, 1)
@@ -174,6 +176,7 @@ func jetStream(t testing.TB, c *natstest.Cluster) jetstream.JetStream {
 
 // A stream that is deleted by hand ends its log, followers are told, and the next has another epoch. One event deleted by hand is damage.
 func TestStreamChanges(t *testing.T) {
+	t.Parallel()
 	c := natstest.New(t, 1)
 	js := jetStream(t, c)
 	e := open(t, Options{URLs: c.URLs(), Replicas: 1})
@@ -227,6 +230,7 @@ func TestStreamChanges(t *testing.T) {
 
 // Events go when they are old, though nobody publishes.
 func TestAge(t *testing.T) {
+	t.Parallel()
 	c := natstest.New(t, 1)
 	e := open(t, Options{URLs: c.URLs(), Replicas: 1, Namespace: func(string) (engine.Config, bool) {
 		return engine.Config{History: engine.HistoryDisk, MaxAge: 500 * time.Millisecond}, true

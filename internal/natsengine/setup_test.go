@@ -15,6 +15,7 @@ import (
 
 // A server that says that it is older than what is needed.
 func TestTooOld(t *testing.T) {
+	t.Parallel()
 	p := newProxy(t, natstest.New(t, 1).URL(0))
 	p.filter = func() (in, out func([]byte, net.Conn) []byte) {
 		return func(chunk []byte, _ net.Conn) []byte { return chunk }, func(chunk []byte, _ net.Conn) []byte {
@@ -29,6 +30,7 @@ func TestTooOld(t *testing.T) {
 
 // Three replicas are asked of one server, and of a cluster of which one server is left.
 func TestNoRoom(t *testing.T) {
+	t.Parallel()
 	e := open(t, Options{URLs: natstest.New(t, 1).URLs()})
 	_, err := e.Log("n")
 	if err == nil || !strings.Contains(err.Error(), "3 replicas need as many NATS servers") || strings.Contains(err.Error(), "\n") {
@@ -42,6 +44,7 @@ func TestNoRoom(t *testing.T) {
 
 // What a user calls a header is none to NATS, whatever its name, and an id is not what the user chose.
 func TestHeaders(t *testing.T) {
+	t.Parallel()
 	c := natstest.New(t, 1)
 	l := logOf(t, open(t, Options{URLs: c.URLs(), Replicas: 1}), "n")
 	users := map[string]string{"Nats-Rollup": "all", "Nats-Msg-Id": "x", "Nats-TTL": "1s", "Nats-Expected-Last-Sequence": "7", "Runnel-Append": "x"}

@@ -23,6 +23,7 @@ func (l *log) forget() {
 
 // After a restart everybody reads the log: by pattern, from one place or another, a few pages at a time. They share what is read.
 func TestMassResume(t *testing.T) {
+	t.Parallel()
 	c := natstest.New(t, 1)
 	l := logOf(t, open(t, Options{URLs: c.URLs(), Replicas: 1}), "n")
 	const events, readers, atOnce = 5120, 200, 8
@@ -83,6 +84,7 @@ func TestMassResume(t *testing.T) {
 
 // However many follow, a node has one consumer.
 func TestOneConsumer(t *testing.T) {
+	t.Parallel()
 	c := natstest.New(t, 1)
 	js := jetStream(t, c)
 	l := logOf(t, open(t, Options{URLs: c.URLs(), Replicas: 1}), "n")
