@@ -41,6 +41,7 @@ type log struct {
 	moved  chan struct{}       // closed and replaced when head or epoch change
 	sent   map[string]*sending // this node's events on their way, by name
 	short  time.Time           // since when the stream seems to end below head
+	hears  chan struct{}       // of a log without history: closed when what passes may be missed; nil until that is over
 }
 
 var _ engine.Log = (*log)(nil)
@@ -54,7 +55,7 @@ func (e *Engine) openLog(name string, cfg engine.Config) (*log, error) {
 	l.cfg.Store(&cfg)
 	l.ctx, l.stop = context.WithCancel(e.ctx)
 	if !l.kept {
-		l.epoch, l.ids = newEpoch(), newIDs(cfg)
+		l.ids = newIDs(cfg)
 		return l, l.open()
 	}
 	i, err := e.stream(e.killed, name, cfg)
