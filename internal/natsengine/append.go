@@ -303,14 +303,7 @@ func (l *log) isOver(ctx context.Context, err error) bool {
 	if l.readable() != nil {
 		return true
 	}
-	if !isCode(err, codeOtherStream) {
-		return false
-	}
-	if _, err := l.e.info(ctx, l.stream, nil); isCode(err, codeStreamNotFound) {
-		l.end()
-		return true
-	}
-	return false
+	return isCode(err, codeOtherStream) && l.endIfGone(ctx)
 }
 
 // givenUp is the error of an append that did not learn its fate, or found nobody to store it.

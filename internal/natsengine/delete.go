@@ -83,6 +83,17 @@ func (l *log) delete(ctx context.Context) error {
 	return nil
 }
 
+// endIfGone ends the log if its stream is gone. A leader that does not find a stream does not say that: it may be new. Which streams there
+// are the cluster's leader knows.
+func (l *log) endIfGone(ctx context.Context) bool {
+	name, err := l.e.find(ctx, l.name)
+	if err != nil || name == l.stream {
+		return false
+	}
+	l.end()
+	return true
+}
+
 // end ends the log, whose stream is gone, unless that has been done.
 func (l *log) end() {
 	l.mu.Lock()
@@ -111,22 +122,11 @@ func (l *log) end() {
 
 // deleteStream deletes a namespace's stream; false if there is none. A stream that Runnel has not made is not touched.
 func (e *Engine) deleteStream(ctx context.Context, namespace string) (existed bool, err error) {
-	name, err := e.find(ctx, namespace)
-	if err != nil {
-		return false, apiError("cannot look for the stream of "+namespace, err)
+	i, err := e.look(ctx, namespace)
+	if i == nil || err != nil || i.Config.Metadata[metaEpoch] == "" {
+		return false, err
 	}
-	if name == "" {
-		return false, nil
-	}
-	i, err := e.info(ctx, name, nil)
-	switch {
-	case isCode(err, codeStreamNotFound):
-		return false, nil
-	case err != nil:
-		return false, apiError("cannot look at stream "+name, err)
-	case i.Config.Metadata[metaEpoch] == "":
-		return false, nil
-	}
+	name := i.Config.Name
 	var answer struct {
 		Error *jetstream.APIError `json:"error"`
 	}

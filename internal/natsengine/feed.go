@@ -78,7 +78,7 @@ var errGap = errors.New("a message is missing")
 func (l *log) followOnce(ctx context.Context) error {
 	i, err := l.e.info(ctx, l.stream, nil)
 	if isCode(err, codeStreamNotFound) {
-		l.end()
+		l.endIfGone(ctx)
 	}
 	if err != nil {
 		return err

@@ -263,8 +263,7 @@ func (l *log) watch() {
 		if l.ctx.Err() != nil {
 			return
 		}
-		if isCode(err, codeStreamNotFound) {
-			l.end()
+		if isCode(err, codeStreamNotFound) && l.endIfGone(l.ctx) {
 			return
 		}
 		l.e.setTrouble(l.name, err)
@@ -303,10 +302,7 @@ func (l *log) readError(ctx context.Context, err error) error {
 	switch {
 	case l.e.ctx.Err() != nil:
 		return engine.ErrClosed
-	case isCode(err, codeStreamNotFound):
-		l.end()
-		return engine.ErrDeleted
-	case l.readable() != nil:
+	case l.readable() != nil, isCode(err, codeStreamNotFound) && l.endIfGone(ctx):
 		return engine.ErrDeleted
 	case ctx.Err() != nil:
 		return ctx.Err()

@@ -214,3 +214,45 @@ func TestLeaderLags(t *testing.T) {
 		t.Errorf("%v, after %d answers", err, lagged.Load())
 	}
 }
+
+// A leader that is new, or slow, may not know its stream for a moment. That ends no log, and a deletion is not done by it.
+func TestNotFoundForAMoment(t *testing.T) {
+	t.Parallel()
+	c := natstest.New(t, 1)
+	r := newRelay(t, c)
+	l := r.open(1)
+	put(t, l, entry("n.a", "1"))
+	var denied atomic.Int64
+	deny := func() {
+		denied.Store(0)
+		r.set(nil, func(m *packet) bool {
+			if bytes.Contains(m.data, []byte("stream_info_response")) && denied.Add(1) == 1 {
+				m.data = []byte(`{"error":{"code":404,"err_code":10059,"description":"stream not found"}}`)
+			}
+			return true
+		})
+	}
+	deny()
+	if err := l.e.feed.nc.ForceReconnect(); err != nil { // it is looked for
+		t.Fatal(err)
+	}
+	until(t, "a look", func() bool { return denied.Load() > 1 })
+	deny()
+	if _, err := l.Trim(t.Context(), 0); err != nil && !errors.Is(err, engine.ErrUnavailable) {
+		t.Errorf("a read: %v", err)
+	}
+	if r := put(t, l, entry("n.a", "2"))[0]; r.Offset != 2 {
+		t.Errorf("%+v", r)
+	}
+	deny()
+	if own := logOf(t, open(t, Options{URLs: []string{r.url()}, Replicas: 1}), "n"); own.stream != l.stream {
+		t.Errorf("another stream: %s", own.stream)
+	}
+	deny()
+	if err := l.e.Delete(t.Context(), "n"); err != nil {
+		t.Fatal(err)
+	}
+	if name, err := l.e.find(t.Context(), "n"); err != nil || name == l.stream {
+		t.Errorf("%q is there after its deletion: %v", name, err)
+	}
+}

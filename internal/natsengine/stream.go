@@ -233,22 +233,34 @@ func (e *Engine) stream(ctx context.Context, namespace string, cfg engine.Config
 
 // found is a namespace's stream, as it must be; nil if there is none.
 func (e *Engine) found(ctx context.Context, namespace string, want jetstream.StreamConfig) (*streamInfo, error) {
-	name, err := e.find(ctx, namespace)
-	if err != nil {
-		return nil, apiError("cannot look for the stream of "+namespace, err)
+	i, err := e.look(ctx, namespace)
+	if i == nil || err != nil {
+		return nil, err
 	}
-	if name == "" {
-		return nil, nil
-	}
-	i, err := e.info(ctx, name, nil)
-	switch {
-	case isCode(err, codeStreamNotFound): // deleted meanwhile
-		return nil, nil
-	case err != nil:
-		return nil, apiError("cannot look at stream "+name, err)
-	}
-	want.Name = name
+	want.Name = i.Config.Name
 	return e.adapt(ctx, i, want)
+}
+
+// look is a namespace's stream, whatever it is like; nil if there is none.
+func (e *Engine) look(ctx context.Context, namespace string) (*streamInfo, error) {
+	const attempts = 8
+	for n := 0; ; n++ {
+		name, err := e.find(ctx, namespace)
+		if err != nil {
+			return nil, apiError("cannot look for the stream of "+namespace, err)
+		}
+		if name == "" {
+			return nil, nil
+		}
+		i, err := e.info(ctx, name, nil)
+		if err == nil {
+			return i, nil
+		}
+		// Not found: it was deleted meanwhile, or its leader is new.
+		if !isCode(err, codeStreamNotFound) || n == attempts || pause(ctx, n) != nil {
+			return nil, apiError("cannot look at stream "+name, err)
+		}
+	}
 }
 
 // adapt compares a stream that exists with what it must be. Limits follow the configuration; everything else is for the
@@ -297,6 +309,8 @@ func (e *Engine) update(ctx context.Context, c jetstream.StreamConfig) (*streamI
 func apiError(what string, err error) error {
 	switch {
 	case errors.Is(err, errAway), errors.Is(err, errLost), errors.Is(err, errSilent), errors.Is(err, errNoResponders), isUnavailable(err):
+		return fmt.Errorf("%w: %s: %s", engine.ErrUnavailable, what, oneLine(err))
+	case isCode(err, codeStreamNotFound): // by its leader, which may be new
 		return fmt.Errorf("%w: %s: %s", engine.ErrUnavailable, what, oneLine(err))
 	case isCode(err, codeNoResources), isCode(err, codeNoStorage):
 		return fmt.Errorf("%w: %s: %s", engine.ErrStorageFull, what, oneLine(err))
