@@ -256,3 +256,27 @@ func TestNotFoundForAMoment(t *testing.T) {
 		t.Errorf("%q is there after its deletion: %v", name, err)
 	}
 }
+
+// A condition cannot be judged while another append to the topic is on its way: NATS says so with a code of its own, which is no conflict.
+func TestConflictInFlight(t *testing.T) {
+	t.Parallel()
+	r := newRelay(t, natstest.New(t, 1))
+	l := r.open(1)
+	var sent, refused atomic.Int64
+	r.set(func(m *packet) bool {
+		if m.is(headerExpected, "0") && sent.Add(1) == 1 { // so that the server refuses it
+			m.header = bytes.Replace(m.header, []byte(headerExpected+": 0"), []byte(headerExpected+": 7"), 1)
+		}
+		return true
+	}, func(m *packet) bool {
+		if bytes.Contains(m.data, []byte(`"err_code":10071`)) && refused.Add(1) == 1 {
+			m.data = []byte(`{"error":{"code":400,"err_code":10164,"description":"wrong last sequence"},"stream":"x","seq":0}`)
+		}
+		return true
+	})
+	en := entry("n.a", "1")
+	en.Conditional = true
+	if got := put(t, l, en)[0]; got.Offset != 1 || got.Duplicate || refused.Load() != 1 {
+		t.Errorf("%+v, refused %d times", got, refused.Load())
+	}
+}
