@@ -341,12 +341,16 @@ func (c *call) fate(ctx context.Context, s *sending) (ack, outcome, error) {
 		return ack{}, outcomeStored, nil
 	case m := <-c.answers:
 		if len(m.Data) == 0 && first(m.Header, "Status") == "503" {
+			c.l.heard(false)
 			return judge(nil, errNoResponders)
 		}
-		return judge(m, nil)
+		a, what, err := judge(m, nil)
+		c.l.heard(what == outcomeStored || what == outcomeRefused)
+		return a, what, err
 	case <-c.lost:
 		return judge(nil, errLost)
 	case <-timer.C:
+		c.l.heard(false)
 		return judge(nil, errSilent)
 	case <-ctx.Done():
 		return judge(nil, ctx.Err())

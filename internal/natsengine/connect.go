@@ -82,6 +82,8 @@ type link struct {
 	next    uint64
 	lost    chan struct{} // closed and replaced when the connection breaks
 	dropped map[*nats.Subscription]chan struct{}
+	bad     time.Time // since when JetStream has not answered; zero: it has
+	good    time.Time // when it answered last
 }
 
 // call is a message that answers are expected to.

@@ -9,7 +9,7 @@ import (
 	"github.com/runnelhq/runnel/internal/topic"
 )
 
-// Delete implements engine.Engine. Other nodes that follow the namespace begin it anew, empty, as soon as they notice.
+// Delete implements engine.Engine. The logs of other nodes are over as soon as these notice.
 func (e *Engine) Delete(ctx context.Context, namespace string) error {
 	if _, err := topic.ParseNamespace(namespace); err != nil {
 		return engine.ErrUnknownNamespace

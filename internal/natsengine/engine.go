@@ -122,6 +122,7 @@ func Open(o Options) (*Engine, error) {
 	}
 	e.ctx, e.stop = context.WithCancel(context.Background())
 	e.killed, e.kill = context.WithCancel(context.Background())
+	e.group.Go(e.mind)
 	return e, nil
 }
 

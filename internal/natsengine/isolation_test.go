@@ -98,6 +98,38 @@ func TestIsolation(t *testing.T) {
 	}
 }
 
+// A node whose server is cut off goes to another, if it knows one.
+func TestMovesAway(t *testing.T) {
+	t.Parallel()
+	c := natstest.NewIsolable(t, 3)
+	e := open(t, Options{URLs: c.URLs()})
+	l := logOf(t, e, "n")
+	put(t, l, entry("n.a", "1"))
+	tail, err := l.Tail(1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tail.Close()
+	name := e.write.nc.ConnectedServerName()
+	alone := int(name[len(name)-1] - '0')
+	c.Isolate(alone)
+	defer c.Heal()
+	began := time.Now()
+	for n := 0; ; n++ {
+		_, err := l.Append(t.Context(), []engine.Entry{entry("n.a", "2")}, engine.AppendEach)
+		if err == nil {
+			break
+		}
+		t.Logf("after %v: %v", time.Since(began), err)
+		if time.Since(began) > time.Minute || pause(t.Context(), n) != nil {
+			t.Fatalf("append: %v", err)
+		}
+	}
+	if page, err := tail.Next(t.Context()); err != nil || page.Events[0].Offset != 2 {
+		t.Errorf("%+v, %v", page, err)
+	}
+}
+
 // readsRight reads a log to its head, as far as it can be read: what comes has no hole.
 func readsRight(t *testing.T, l *log) {
 	t.Helper()

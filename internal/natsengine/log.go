@@ -247,6 +247,7 @@ func (l *log) watch() {
 	)
 	tick := time.NewTicker(every)
 	defer tick.Stop()
+	last := uint64(0) // the newest offset there was, when the stream was last looked at
 	for n, head := 1, uint64(0); ; n++ {
 		select {
 		case <-tick.C:
@@ -255,8 +256,11 @@ func (l *log) watch() {
 		}
 		l.shelf.second()
 		s := l.State()
-		if s.Head == head && l.cfg.Load().MaxAge == 0 && n%quiet != 0 && l.e.Health() == nil {
+		if s.Head == head && l.cfg.Load().MaxAge == 0 && n%quiet != 0 && !l.isSending() && l.e.Health() == nil {
 			continue
+		}
+		if s.Head == head && head < last { // the consumer brings nothing, and there is something: its server may be cut off
+			l.e.feed.heard(false)
 		}
 		head = s.Head
 		i, err := l.e.info(l.ctx, l.stream, nil)
@@ -268,9 +272,17 @@ func (l *log) watch() {
 		}
 		l.e.setTrouble(l.name, err)
 		if err == nil {
+			last = i.State.Last
 			l.learn(i)
 		}
 	}
+}
+
+// isSending reports whether appends of this node are on their way.
+func (l *log) isSending() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return len(l.sent) > 0
 }
 
 // setTrouble remembers for Health whether JetStream answers for a stream.

@@ -115,8 +115,16 @@ func (l *link) api(ctx context.Context, wait time.Duration, subject string, requ
 	}
 	m, err := l.ask(ctx, "$JS.API."+subject, data, wait)
 	if err != nil {
+		if errors.Is(err, errSilent) || errors.Is(err, errNoResponders) {
+			l.heard(false)
+		}
 		return err
 	}
+	var answer struct {
+		Error *jetstream.APIError `json:"error"`
+	}
+	err = json.Unmarshal(m.Data, &answer)
+	l.heard(err == nil && (answer.Error == nil || !isUnavailable(answer.Error)))
 	return json.Unmarshal(m.Data, v)
 }
 
