@@ -1,12 +1,12 @@
 # make help says what there is. Everything needs Go only; tools are built from tools/ at the versions pinned there.
 .DEFAULT_GOAL := help
-.PHONY: help build check generate test nats race fuzz bench accounting memory attacks crash restarts spread
+.PHONY: help build check generate test nats race fuzz bench accounting memory attacks crash cluster-faults failures restarts spread
 
 FUZZTIME ?= 30s
 BENCH ?= .
 
 help: ## Show this
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 build: ## Build bin/runnel
 	go build -o bin/runnel ./cmd/runnel
@@ -50,6 +50,12 @@ attacks: ## What hostile clients throw at a server, at full size, beside a bysta
 crash: ## The long fault tests: the server is killed over and over while clients publish and follow; minutes
 	RUNNEL_CRASH=1 go test -count=1 -timeout=60m -v -run='^TestCrash' ./e2e/...
 	RUNNEL_CRASH=1 go test -count=1 -timeout=60m ./internal/pebbleengine/...
+
+cluster-faults: ## The engine on NATS while servers are killed and cut off from each other, over and over; minutes
+	RUNNEL_CRASH=1 go test -count=1 -timeout=60m -v -run='^TestFaults|^TestLinearizable|^TestIsolation' ./internal/natsengine
+
+failures: ## Kill the parts of a cluster on this machine one by one: nothing lost, nothing twice, and how long clients have waited
+	RUNNEL_FAILURES=1 go test -count=1 -v -timeout=20m -run='^TestFailures$$' ./e2e
 
 restarts: ## Ten restarts under 500 subscribers and 1,000 events/s: nothing lost, nothing twice, and the longest pause
 	RUNNEL_RESTARTS=1 go test -count=1 -timeout=10m -v -run='^TestRollingRestart' ./e2e

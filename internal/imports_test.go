@@ -129,7 +129,7 @@ var bans = []ban{
 		because: "only the command line draws"},
 	{never: "github.com/shirou/gopsutil/...", but: "internal/cli",
 		because: "the figures of this machine are the demonstration's data, not the server's"},
-	{never: "testing pgregory.net/rapid/... go.uber.org/goleak/... github.com/rogpeppe/go-internal/... github.com/google/go-cmp/...",
+	{never: "testing pgregory.net/rapid/... go.uber.org/goleak/... github.com/rogpeppe/go-internal/... github.com/google/go-cmp/... github.com/anishathalye/porcupine/...",
 		but:     "internal/engine/enginetest runneltest e2e",
 		because: "test tools have no place in the product; these packages exist for tests"},
 	{never: "go.etcd.io/... discovery/...", but: "discovery/etcd internal/cli cmd/runnel", through: true,

@@ -91,7 +91,7 @@ func hashID(n topic.Name, id string) string {
 
 // message is how an event is sent.
 func (l *log) message(en *engine.Entry, s *sending) *nats.Msg {
-	h := nats.Header{}
+	h := nats.Header{headerStream: {l.stream}}
 	if en.Dedup {
 		h[headerID] = []string{hashID(en.Topic, en.ID)}
 		h[headerName] = []string{s.name}
@@ -167,7 +167,7 @@ func (a *appending) fail(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}
-	if a.stored && !errors.Is(err, engine.ErrStorageFailed) {
+	if a.stored && !errors.Is(err, engine.ErrStorageFailed) && !errors.Is(err, engine.ErrDeleted) {
 		return fmt.Errorf("%w: %s", engine.ErrStorageFailed, oneLine(err))
 	}
 	return err
@@ -244,7 +244,7 @@ func judge(m *nats.Msg, err error) (ack, outcome, error) {
 		return a, outcomeUnknown, errors.New("an acknowledgement that says nothing")
 	}
 	switch int(a.Error.ErrorCode) {
-	case codeConflictInFlight, codeDuplicateInFlight, codeTooMany:
+	case codeConflictInFlight, codeDuplicateInFlight, codeTooMany, codeOtherStream:
 		return a, outcomeAgain, a.Error
 	case codeStoreFailed:
 		return a, outcomeUnknown, a.Error
@@ -264,6 +264,7 @@ func (l *log) storeOne(ctx context.Context, en *engine.Entry, s *sending, unknow
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(l.e.killed, cancel)()
+	defer context.AfterFunc(l.ctx, cancel)()
 	began := time.Now()
 	for n := 0; ; n++ {
 		a, what, err := l.attempt(ctx, m, s)
@@ -272,6 +273,8 @@ func (l *log) storeOne(ctx context.Context, en *engine.Entry, s *sending, unknow
 			return s.result(), nil
 		case what == outcomeStored:
 			return l.settle(ctx, s, a)
+		case l.isOver(ctx, err):
+			return engine.Result{}, engine.ErrDeleted
 		case what == outcomeRefused && isConflict(err):
 			return l.conflict(ctx, en, s, err)
 		case what == outcomeRefused && !unknown:
@@ -294,12 +297,25 @@ func (l *log) storeOne(ctx context.Context, en *engine.Entry, s *sending, unknow
 	}
 }
 
+// isOver reports whether an attempt failed because the log's stream is gone. Then no attempt left anything: what was stored went with the
+// stream, and what is on its way is for no other.
+func (l *log) isOver(ctx context.Context, err error) bool {
+	if l.readable() != nil {
+		return true
+	}
+	return isCode(err, codeOtherStream) && l.endIfGone(ctx)
+}
+
 // givenUp is the error of an append that did not learn its fate, or found nobody to store it.
 func (l *log) givenUp(unknown bool, err error) error {
-	if unknown {
+	switch {
+	case l.readable() != nil:
+		return engine.ErrDeleted
+	case unknown:
 		return fmt.Errorf("%w: %s", engine.ErrStorageFailed, oneLine(err))
+	default:
+		return fmt.Errorf("%w: %s", engine.ErrUnavailable, oneLine(err))
 	}
-	return fmt.Errorf("%w: %s", engine.ErrUnavailable, oneLine(err))
 }
 
 // attempt sends a message once and waits for the answer or for the event itself.
@@ -325,12 +341,16 @@ func (c *call) fate(ctx context.Context, s *sending) (ack, outcome, error) {
 		return ack{}, outcomeStored, nil
 	case m := <-c.answers:
 		if len(m.Data) == 0 && first(m.Header, "Status") == "503" {
+			c.l.heard(false)
 			return judge(nil, errNoResponders)
 		}
-		return judge(m, nil)
+		a, what, err := judge(m, nil)
+		c.l.heard(what == outcomeStored || what == outcomeRefused)
+		return a, what, err
 	case <-c.lost:
 		return judge(nil, errLost)
 	case <-timer.C:
+		c.l.heard(false)
 		return judge(nil, errSilent)
 	case <-ctx.Done():
 		return judge(nil, ctx.Err())
@@ -341,7 +361,7 @@ func (c *call) fate(ctx context.Context, s *sending) (ack, outcome, error) {
 // be another's: then this one is its duplicate.
 func (l *log) settle(ctx context.Context, s *sending, a ack) (engine.Result, error) {
 	unknown := func(err error) (engine.Result, error) {
-		return engine.Result{}, fmt.Errorf("%w: acknowledged at offset %d, and not seen: %w", engine.ErrStorageFailed, a.Sequence, err)
+		return engine.Result{}, l.givenUp(true, fmt.Errorf("acknowledged at offset %d, and not seen: %w", a.Sequence, err))
 	}
 	if !a.Duplicate && l.State().Head < a.Sequence {
 		timer := time.NewTimer(feedWait)

@@ -49,12 +49,15 @@ func (a *appending) together(ctx context.Context, from int, sent []*sending) (st
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(l.e.killed, cancel)()
+	defer context.AfterFunc(l.ctx, cancel)()
 	last := sent[len(sent)-1]
 	for n := range batchAttempts {
 		answer, what, judged := a.sendBatch(ctx, from, sent)
 		switch {
 		case last.isSeen():
 			what = outcomeStored
+		case what != outcomeStored && l.isOver(ctx, judged):
+			return false, false, engine.ErrDeleted
 		case what == outcomeUnknown:
 			unknown = true
 		case what == outcomeRefused && errors.Is(judged, engine.ErrStorageFull) && !unknown:

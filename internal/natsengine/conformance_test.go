@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"runtime"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -21,20 +20,23 @@ import (
 
 // The suite that every engine must pass, on a cluster of three.
 func TestConformance(t *testing.T) {
+	t.Parallel()
 	enginetest.Run(t, factory(natstest.New(t, 3), 3, engine.HistoryDisk, engine.HistoryMemory, engine.HistoryNone))
 }
 
 // The same on one server.
 func TestConformanceOneServer(t *testing.T) {
+	t.Parallel()
 	enginetest.Run(t, factory(natstest.New(t, 1), 1, engine.HistoryDisk, engine.HistoryNone))
 }
 
 var prefixes atomic.Int64
 
-// factory makes storage of a cluster: each has streams and subjects of its own.
+// factory makes storage of a cluster: each has streams and subjects of its own. What engines leave running TestMain finds: suites run beside
+// each other.
 func factory(c *natstest.Cluster, replicas int, histories ...engine.History) enginetest.Factory {
 	return enginetest.Factory{
-		Histories: histories, External: true, IDsByWindow: true, Leaks: leaks,
+		Histories: histories, External: true, IDsByWindow: true, Leaks: func() error { return nil },
 		Durability: func(h engine.History) runnelv1.Durability {
 			o := Options{Replicas: replicas}
 			return o.durability(h)
@@ -76,23 +78,4 @@ func deleteStreams(t enginetest.TB, c *natstest.Cluster, prefix string) {
 			}
 		}
 	}
-}
-
-// leaks finds goroutines of the engine or of its connections. The servers in this process have goroutines that come and go.
-func leaks() error {
-	buf := make([]byte, 4<<20)
-	var found string
-	for range 200 {
-		found = ""
-		for _, g := range strings.Split(string(buf[:runtime.Stack(buf, true)]), "\n\n") {
-			if strings.Contains(g, "runnel/internal/natsengine.") && !strings.Contains(g, "natsengine.leaks") && !strings.Contains(g, "testing.tRunner") || strings.Contains(g, "nats-io/nats%2ego") || strings.Contains(g, "nats-io/nats.go.") {
-				found = g
-			}
-		}
-		if found == "" {
-			return nil
-		}
-		time.Sleep(5 * time.Millisecond) // nothing announces the end of a goroutine
-	}
-	return errors.New(found)
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"strconv"
 	"strings"
 	"sync"
@@ -44,7 +45,10 @@ func (c *Credentials) options() ([]nats.Option, error) {
 		add(c.User != "", func() (nats.Option, error) { return nats.UserInfo(c.User, c.Password), nil }),
 		add(c.Token != "", func() (nats.Option, error) { return nats.Token(c.Token), nil }),
 		add(c.NKeySeed != "", func() (nats.Option, error) { return nats.NkeyOptionFromSeed(c.NKeySeed) }),
-		add(c.CredsFile != "", func() (nats.Option, error) { return nats.UserCredentials(c.CredsFile), nil }),
+		add(c.CredsFile != "", func() (nats.Option, error) {
+			_, err := os.Stat(c.CredsFile) // it is read when the server asks for it
+			return nats.UserCredentials(c.CredsFile), err
+		}),
 	)
 	if err != nil {
 		return nil, err
@@ -78,6 +82,8 @@ type link struct {
 	next    uint64
 	lost    chan struct{} // closed and replaced when the connection breaks
 	dropped map[*nats.Subscription]chan struct{}
+	bad     time.Time // since when JetStream has not answered; zero: it has
+	good    time.Time // when it answered last
 }
 
 // call is a message that answers are expected to.

@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/nats-io/jwt/v2"
 	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nkeys"
 
@@ -23,11 +24,13 @@ import (
 )
 
 func TestToken(t *testing.T) {
+	t.Parallel()
 	c := natstest.New(t, 1, func(o *server.Options) { o.Authorization = "token" })
 	logOf(t, open(t, Options{URLs: c.URLs(), Replicas: 1, Credentials: Credentials{Token: "token"}}), "n")
 }
 
 func TestNKey(t *testing.T) {
+	t.Parallel()
 	user, err := nkeys.CreateUser()
 	if err != nil {
 		t.Fatal(err)
@@ -48,8 +51,80 @@ func TestNKey(t *testing.T) {
 	logOf(t, open(t, Options{URLs: c.URLs(), Replicas: 1, Credentials: Credentials{NKeySeed: file}}), "n")
 }
 
+// A credentials file, as an operator's servers ask for it; and one of a user that was made by somebody else.
+func TestCredsFile(t *testing.T) {
+	t.Parallel()
+	operator, accountKey, system := pair(t, nkeys.CreateOperator), pair(t, nkeys.CreateAccount), pair(t, nkeys.CreateAccount)
+	account := jwt.NewAccountClaims(public(t, accountKey))
+	account.Limits.JetStreamLimits = jwt.JetStreamLimits{DiskStorage: 1 << 30, MemoryStorage: 1 << 30, Streams: -1, Consumer: -1}
+	resolver := &server.MemAccResolver{}
+	for _, claims := range []*jwt.AccountClaims{account, jwt.NewAccountClaims(public(t, system))} {
+		token, err := claims.Encode(operator)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := resolver.Store(claims.Subject, token); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c := natstest.New(t, 1, func(o *server.Options) {
+		o.TrustedKeys, o.AccountResolver, o.SystemAccount = []string{public(t, operator)}, resolver, public(t, system)
+	})
+	creds := func(issuer nkeys.KeyPair) string {
+		user := pair(t, nkeys.CreateUser)
+		claims := jwt.NewUserClaims(public(t, user))
+		claims.IssuerAccount = public(t, accountKey)
+		if issuer == accountKey {
+			claims.IssuerAccount = ""
+		}
+		token, err := claims.Encode(issuer)
+		if err != nil {
+			t.Fatal(err)
+		}
+		seed, err := user.Seed()
+		if err != nil {
+			t.Fatal(err)
+		}
+		data, err := jwt.FormatUserConfig(token, seed)
+		if err != nil {
+			t.Fatal(err)
+		}
+		file := filepath.Join(t.TempDir(), "user.creds")
+		if err := os.WriteFile(file, data, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return file
+	}
+	put(t, logOf(t, open(t, Options{URLs: c.URLs(), Replicas: 1, Credentials: Credentials{CredsFile: creds(accountKey)}}), "n"), entry("n.a", "1"))
+	for file, want := range map[string]string{creds(pair(t, nkeys.CreateAccount)): "NATS refuses this node's credentials", "/none": "cannot use the credentials"} {
+		_, err := Open(Options{URLs: c.URLs(), Credentials: Credentials{CredsFile: file}, Logger: discard})
+		if err == nil || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "\n") {
+			t.Errorf("%v, want %q", err, want)
+		}
+	}
+}
+
+func pair(t *testing.T, create func() (nkeys.KeyPair, error)) nkeys.KeyPair {
+	t.Helper()
+	k, err := create()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return k
+}
+
+func public(t *testing.T, k nkeys.KeyPair) string {
+	t.Helper()
+	s, err := k.PublicKey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
 // Servers and nodes show certificates to each other.
 func TestTLS(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	certificate, cert, key := selfSigned(t, dir)
 	pool := x509.NewCertPool()

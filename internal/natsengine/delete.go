@@ -9,7 +9,7 @@ import (
 	"github.com/runnelhq/runnel/internal/topic"
 )
 
-// Delete implements engine.Engine. Other nodes that follow the namespace begin it anew, empty, as soon as they notice.
+// Delete implements engine.Engine. The logs of other nodes are over as soon as these notice.
 func (e *Engine) Delete(ctx context.Context, namespace string) error {
 	if _, err := topic.ParseNamespace(namespace); err != nil {
 		return engine.ErrUnknownNamespace
@@ -72,42 +72,61 @@ func (e *Engine) beginDelete(ctx context.Context, namespace string) (o *opening,
 
 // delete waits for the appends that are on their way, and lets no other begin.
 func (l *log) delete(ctx context.Context) error {
-	l.setGoing(true)
 	l.gate.Lock()
 	defer l.gate.Unlock()
-	// A namespace without history may have had a stream before.
+	// Perhaps another node deleted this log's stream, and what is there now is the next one. A namespace without history may have had
+	// a stream before.
 	if _, err := l.e.deleteStream(ctx, l.name); err != nil {
-		l.setGoing(false)
 		return err
 	}
+	l.end()
+	return nil
+}
+
+// endIfGone ends the log if its stream is gone. A leader that does not find a stream does not say that: it may be new. Which streams there
+// are the cluster's leader knows.
+func (l *log) endIfGone(ctx context.Context) bool {
+	name, err := l.e.find(ctx, l.name)
+	if err != nil || name == l.stream {
+		return false
+	}
+	l.end()
+	return true
+}
+
+// end ends the log, whose stream is gone, unless that has been done.
+func (l *log) end() {
+	l.mu.Lock()
+	over := l.lost != nil
+	l.lost, l.ring = engine.ErrDeleted, ring{}
+	if !over {
+		l.announceLocked()
+	}
+	l.mu.Unlock()
+	if over {
+		return
+	}
 	l.e.mu.Lock()
-	delete(l.e.opens, l.name)
-	delete(l.e.troubles, l.name)
+	if o := l.e.opens[l.name]; o != nil && o.log == l {
+		delete(l.e.opens, l.name)
+		delete(l.e.troubles, l.name)
+	}
 	l.e.mu.Unlock()
 	if l.kept {
 		l.e.logs.Add(-1)
 	}
-	l.mu.Lock()
-	l.lost, l.ring = engine.ErrDeleted, ring{}
-	l.announceLocked()
-	l.mu.Unlock()
+	l.shelf.clear()
 	l.stop()
 	l.tailMoved()
-	return nil
 }
 
 // deleteStream deletes a namespace's stream; false if there is none. A stream that Runnel has not made is not touched.
 func (e *Engine) deleteStream(ctx context.Context, namespace string) (existed bool, err error) {
-	name := e.o.streamName(namespace)
-	i, err := e.info(ctx, name, nil)
-	switch {
-	case isCode(err, codeStreamNotFound):
-		return false, nil
-	case err != nil:
-		return false, apiError("cannot look at stream "+name, err)
-	case i.Config.Metadata[metaEpoch] == "":
-		return false, nil
+	i, err := e.look(ctx, namespace)
+	if i == nil || err != nil || i.Config.Metadata[metaEpoch] == "" {
+		return false, err
 	}
+	name := i.Config.Name
 	var answer struct {
 		Error *jetstream.APIError `json:"error"`
 	}
@@ -122,19 +141,6 @@ func (e *Engine) deleteStream(ctx context.Context, namespace string) (existed bo
 		return true, ctx.Err()
 	}
 	return true, apiError("cannot delete stream "+name, err)
-}
-
-func (l *log) setGoing(going bool) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.going = going
-}
-
-// isGoing reports whether the log is being deleted, so that a stream that is not there is no surprise.
-func (l *log) isGoing() bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.going
 }
 
 // readable is why the log cannot be used any more.

@@ -122,6 +122,7 @@ func Open(o Options) (*Engine, error) {
 	}
 	e.ctx, e.stop = context.WithCancel(context.Background())
 	e.killed, e.kill = context.WithCancel(context.Background())
+	e.group.Go(e.mind)
 	return e, nil
 }
 
@@ -252,16 +253,16 @@ func (e *Engine) opening(namespace string) (o *opening, first bool, err error) {
 func (e *Engine) open(namespace string, o *opening) {
 	defer e.appends.Done()
 	defer close(o.done)
-	cfg, ok := e.o.Namespace(namespace)
-	if !ok {
-		o.err = engine.ErrUnknownNamespace
-	} else {
-		o.log, o.err = e.openLog(namespace, cfg)
+	var l *log
+	err := engine.ErrUnknownNamespace
+	if cfg, ok := e.o.Namespace(namespace); ok {
+		l, err = e.openLog(namespace, cfg)
 	}
-	if o.err != nil {
-		e.mu.Lock()
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	o.log, o.err = l, err
+	if err != nil || l.readable() != nil { // or it is over already, and could not take itself out
 		delete(e.opens, namespace)
-		e.mu.Unlock()
 	}
 }
 

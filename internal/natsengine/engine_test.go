@@ -1,6 +1,7 @@
 package natsengine
 
 import (
+	"flag"
 	"io"
 	"log/slog"
 	"os"
@@ -12,7 +13,16 @@ import (
 	"github.com/runnelhq/runnel/internal/natsengine/natstest"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+// Tests mostly wait for elections and timeouts, so more of them run beside each other than there are processors.
+func TestMain(m *testing.M) {
+	flag.Parse()
+	set := false
+	flag.Visit(func(f *flag.Flag) { set = set || f.Name == "test.parallel" })
+	if !set {
+		_ = flag.Set("test.parallel", "16")
+	}
+	goleak.VerifyTestMain(m)
+}
 
 var discard = slog.New(slog.NewTextHandler(io.Discard, nil))
 

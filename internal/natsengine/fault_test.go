@@ -4,9 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"math/rand/v2"
-	"net"
+	"os"
 	"sync"
 	"testing"
 	"time"
@@ -19,42 +18,64 @@ import (
 	"github.com/runnelhq/runnel/internal/wire"
 )
 
-// The fault runs, on a cluster of which one server after the other is stopped and started again, and sometimes all.
+// The fault runs, on a cluster whose servers are stopped, or cut off from each other. With RUNNEL_CRASH set for minutes.
 func TestFaults(t *testing.T) {
-	c := natstest.New(t, 3)
+	t.Parallel()
+	c := natstest.NewIsolable(t, 3)
 	f := factory(c, 3, engine.HistoryDisk)
 	f.Patience = time.Hour // go test has a limit of its own
+	d := disturber{c: c, longest: 300 * time.Millisecond}
+	if os.Getenv("RUNNEL_CRASH") != "" {
+		d.longest = 8 * time.Second // long enough for another leader
+	}
 	storage := f.Storage
 	f.Storage = func(t enginetest.TB) enginetest.Storage {
 		s := storage(t)
-		s.Disturb = disturb(c)
+		s.Disturb = d.disturb
 		return s
 	}
 	enginetest.RunFaults(t, f)
 }
 
-// disturb stops a server and starts it again: any, the one that leads a stream, or all.
-func disturb(c *natstest.Cluster) func(rng *rand.Rand) {
-	return func(rng *rand.Rand) {
-		which := []int{rng.IntN(c.Size())}
-		switch n := rng.IntN(6); {
-		case n < 3:
-			if i := c.LeaderOfAny(); i >= 0 {
-				which[0] = i
-			}
-		case n == 5:
-			which = []int{0, 1, 2}
-		}
-		for _, i := range which {
-			c.Stop(i)
-		}
-		time.Sleep(time.Duration(rng.IntN(300)) * time.Millisecond) // writers meet what is left
-		for _, i := range which {
-			c.Start(i)
-		}
-		c.WaitReady()
-		c.WaitHealthy()
+// disturber does one thing after the other to a cluster, so that a short run has seen each.
+type disturber struct {
+	c       *natstest.Cluster
+	longest time.Duration // that it lasts
+	n       int
+}
+
+func (d *disturber) disturb(rng *rand.Rand) {
+	one := rng.IntN(d.c.Size())
+	leader := max(d.c.LeaderOfAny(), 0)
+	stopped, alone := []int{}, -1
+	switch d.n % 5 {
+	case 0:
+		stopped = []int{leader}
+	case 1:
+		alone = leader
+	case 2:
+		stopped = []int{0, 1, 2}
+	case 3:
+		alone = one
+	case 4:
+		stopped = []int{one}
 	}
+	d.n++
+	for _, i := range stopped {
+		d.c.Stop(i)
+	}
+	if alone >= 0 {
+		d.c.Isolate(alone)
+	}
+	time.Sleep(time.Duration(rng.Int64N(int64(d.longest)))) // writers meet what is left
+	for _, i := range stopped {
+		d.c.Start(i)
+	}
+	if alone >= 0 {
+		d.c.Heal()
+	}
+	d.c.WaitReady()
+	d.c.WaitHealthy()
 }
 
 // entry makes an event with an id that may come again.
@@ -102,77 +123,13 @@ func everything(t testing.TB, l engine.Log) (list []engine.Event) {
 	return list
 }
 
-// proxy passes connections on to an address, and cuts them when it is told to.
-type proxy struct {
-	listener net.Listener
-	to       string
-	group    sync.WaitGroup
-
-	mu    sync.Mutex
-	conns map[net.Conn]struct{}
-	down  bool
-}
-
-func newProxy(t *testing.T, to string) *proxy {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	p := &proxy{listener: l, to: to, conns: map[net.Conn]struct{}{}}
-	p.group.Go(p.accept)
-	t.Cleanup(func() {
-		l.Close()
-		p.cut(true)
-		p.group.Wait()
-	})
-	return p
-}
-
-func (p *proxy) accept() {
-	for {
-		a, err := p.listener.Accept()
-		if err != nil {
-			return
-		}
-		b, err := net.Dial("tcp", p.to)
-		if err != nil {
-			a.Close()
-			continue
-		}
-		p.mu.Lock()
-		if p.down {
-			a.Close()
-			b.Close()
-		}
-		p.conns[a], p.conns[b] = struct{}{}, struct{}{}
-		p.mu.Unlock()
-		for _, pair := range [][2]net.Conn{{a, b}, {b, a}} {
-			p.group.Go(func() {
-				_, _ = io.Copy(pair[0], pair[1])
-				pair[0].Close()
-				pair[1].Close()
-			})
-		}
-	}
-}
-
-// cut breaks all connections; down says whether new ones are refused.
-func (p *proxy) cut(down bool) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	for c := range p.conns {
-		c.Close()
-	}
-	clear(p.conns)
-	p.down = down
-}
-
 // Connections break in the middle of appends: what was acknowledged is there once, at its offset, and what failed is there once
 // or not at all.
 func TestCutConnections(t *testing.T) {
+	t.Parallel()
 	c := natstest.New(t, 1)
-	p := newProxy(t, c.URL(0)[len("nats://"):])
-	e := open(t, Options{URLs: []string{"nats://" + p.listener.Addr().String()}, Replicas: 1})
+	p := newProxy(t, c.URL(0))
+	e := open(t, Options{URLs: []string{p.url()}, Replicas: 1})
 	l := logOf(t, e, "n")
 	const writers, cuts = 8, 5
 	var group sync.WaitGroup
@@ -238,6 +195,7 @@ func TestCutConnections(t *testing.T) {
 
 // While NATS is away publishes fail at once, the engine says that it is not well, and what is in memory can be read.
 func TestAway(t *testing.T) {
+	t.Parallel()
 	c := natstest.New(t, 1)
 	e := open(t, Options{URLs: c.URLs(), Replicas: 1})
 	l := logOf(t, e, "n")

@@ -29,7 +29,8 @@ const (
 const (
 	headerID       = "Nats-Msg-Id"
 	headerExpected = "Nats-Expected-Last-Subject-Sequence"
-	headerName     = "Runnel-Append" // names one append, over all its attempts; absent where headerID is the name
+	headerStream   = "Nats-Expected-Stream" // what was meant for a stream that is gone is not stored in the next one
+	headerName     = "Runnel-Append"        // names one append, over all its attempts; absent where headerID is the name
 	headerBatch    = "Nats-Batch-Id"
 	headerSequence = "Nats-Batch-Sequence"
 	headerCommit   = "Nats-Batch-Commit"
@@ -51,7 +52,7 @@ func first(h nats.Header, key string) string {
 	return ""
 }
 
-// follow feeds the log from its stream until the engine is closed.
+// follow feeds the log from its stream until the engine is closed or the stream is gone.
 func (l *log) follow() {
 	ctx := l.ctx
 	for failures := 0; ctx.Err() == nil; failures++ {
@@ -77,10 +78,7 @@ var errGap = errors.New("a message is missing")
 func (l *log) followOnce(ctx context.Context) error {
 	i, err := l.e.info(ctx, l.stream, nil)
 	if isCode(err, codeStreamNotFound) {
-		if l.isGoing() {
-			return errSilent
-		}
-		i, err = l.e.stream(ctx, l.name, *l.cfg.Load()) // somebody else deleted it, and it begins anew
+		l.endIfGone(ctx)
 	}
 	if err != nil {
 		return err

@@ -65,7 +65,7 @@ func (e *Engine) Configure() {
 		}
 		e.group.Go(func() {
 			defer e.appends.Done()
-			if _, err := e.stream(l.ctx, l.name, cfg); err != nil && l.ctx.Err() == nil {
+			if _, err := e.found(l.ctx, l.name, e.o.settings(l.name, cfg)); err != nil && l.ctx.Err() == nil {
 				e.o.Logger.Error("the new limits of a namespace are not in force", "namespace", l.name, "err", oneLine(err))
 			}
 		})

@@ -11,24 +11,25 @@ import (
 	"github.com/runnelhq/runnel/internal/engine"
 )
 
-// log is an engine.Log: what this node knows of a stream.
+// log is an engine.Log: what this node knows of a stream. It is over when the stream is deleted, by whomever: the namespace's next
+// stream is another log.
 type log struct {
 	e      *Engine
 	name   string
-	stream string
-	kept   bool // it has a stream
+	stream string // has this name for good
+	kept   bool   // it has a stream
 	cfg    atomic.Pointer[engine.Config]
 	ctx    context.Context // of everything in the background, until the log is deleted
 	stop   context.CancelFunc
 	taken  chan struct{} // receives when a tail has moved or closed; for logs without history
 	ids    *ids          // of a log without history
+	shelf  shelf
 
 	// gate is held for reading by appends and by whoever reads the stream: only a deletion closes it.
 	gate sync.RWMutex
 
 	mu     sync.Mutex
 	lost   error // why the log cannot be used any more: it was deleted
-	going  bool  // it is being deleted
 	epoch  string
 	bytes  uint64 // of retained events, when the stream was last looked at
 	head   uint64
@@ -40,6 +41,7 @@ type log struct {
 	moved  chan struct{}       // closed and replaced when head or epoch change
 	sent   map[string]*sending // this node's events on their way, by name
 	short  time.Time           // since when the stream seems to end below head
+	hears  chan struct{}       // of a log without history: closed when what passes may be missed; nil until that is over
 }
 
 var _ engine.Log = (*log)(nil)
@@ -53,14 +55,14 @@ func (e *Engine) openLog(name string, cfg engine.Config) (*log, error) {
 	l.cfg.Store(&cfg)
 	l.ctx, l.stop = context.WithCancel(e.ctx)
 	if !l.kept {
-		l.epoch, l.ids = newEpoch(), newIDs(cfg)
+		l.ids = newIDs(cfg)
 		return l, l.open()
 	}
-	l.stream = e.o.streamName(name)
 	i, err := e.stream(e.killed, name, cfg)
 	if err != nil {
 		return nil, err
 	}
+	l.stream = i.Config.Name
 	l.begin(i)
 	e.logs.Add(1)
 	e.group.Go(l.follow)
@@ -78,6 +80,7 @@ func (l *log) begin(i *streamInfo) {
 	l.epoch, l.head, l.oldest, l.time = i.Config.Metadata[metaEpoch], i.State.Last, i.State.oldest(), 0
 	l.limit = uint64(max(i.Config.MaxMsgs, 0))
 	l.ring, l.short = ring{}, time.Time{}
+	l.shelf.clear()
 	l.announceLocked()
 }
 
@@ -113,9 +116,18 @@ func (l *log) Check(p engine.Position) error {
 	}
 	ctx, cancel := context.WithTimeout(l.e.ctx, apiWait)
 	defer cancel()
-	i, lookErr := l.e.info(ctx, l.stream, nil)
-	if lookErr != nil || i.State.Last < p.Offset || i.Config.Metadata[metaEpoch] != l.State().Epoch {
-		return err
+	for n := 0; ; n++ {
+		i, lookErr := l.e.info(ctx, l.stream, nil)
+		if lookErr != nil || i.Config.Metadata[metaEpoch] != l.State().Epoch {
+			return err
+		}
+		if i.State.Last >= p.Offset {
+			break
+		}
+		// Another replica may have stored, and shown, what the leader stores a moment later.
+		if l.e.o.Replicas == 1 || n == 2 || pause(ctx, n) != nil {
+			return err
+		}
 	}
 	if l.await(ctx, p.Offset) != nil {
 		return err
@@ -174,7 +186,7 @@ func (l *log) learn(i *streamInfo) {
 	const shortFor = 10 * time.Second
 	if epoch := i.Config.Metadata[metaEpoch]; epoch != l.State().Epoch {
 		if epoch != "" {
-			l.e.o.Logger.Warn("the stream was made anew", "namespace", l.name, "stream", l.stream, "epoch", epoch)
+			l.e.o.Logger.Warn("the stream has a new epoch", "namespace", l.name, "stream", l.stream, "epoch", epoch)
 			l.begin(i)
 		}
 		return
@@ -235,29 +247,42 @@ func (l *log) watch() {
 	)
 	tick := time.NewTicker(every)
 	defer tick.Stop()
+	last := uint64(0) // the newest offset there was, when the stream was last looked at
 	for n, head := 1, uint64(0); ; n++ {
 		select {
 		case <-tick.C:
 		case <-l.ctx.Done():
 			return
 		}
+		l.shelf.second()
 		s := l.State()
-		if s.Head == head && l.cfg.Load().MaxAge == 0 && n%quiet != 0 && l.e.Health() == nil {
+		if s.Head == head && l.cfg.Load().MaxAge == 0 && n%quiet != 0 && !l.isSending() && l.e.Health() == nil {
 			continue
+		}
+		if s.Head == head && head < last { // the consumer brings nothing, and there is something: its server may be cut off
+			l.e.feed.heard(false)
 		}
 		head = s.Head
 		i, err := l.e.info(l.ctx, l.stream, nil)
 		if l.ctx.Err() != nil {
 			return
 		}
-		if l.isGoing() {
-			continue
+		if isCode(err, codeStreamNotFound) && l.endIfGone(l.ctx) {
+			return
 		}
 		l.e.setTrouble(l.name, err)
 		if err == nil {
+			last = i.State.Last
 			l.learn(i)
 		}
 	}
+}
+
+// isSending reports whether appends of this node are on their way.
+func (l *log) isSending() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return len(l.sent) > 0
 }
 
 // setTrouble remembers for Health whether JetStream answers for a stream.
@@ -289,7 +314,7 @@ func (l *log) readError(ctx context.Context, err error) error {
 	switch {
 	case l.e.ctx.Err() != nil:
 		return engine.ErrClosed
-	case l.readable() != nil, l.isGoing() && (isCode(err, codeStreamNotFound) || errors.Is(err, errNoResponders)):
+	case l.readable() != nil, isCode(err, codeStreamNotFound) && l.endIfGone(ctx):
 		return engine.ErrDeleted
 	case ctx.Err() != nil:
 		return ctx.Err()

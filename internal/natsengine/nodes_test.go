@@ -26,6 +26,7 @@ func unmarshal(t testing.TB, b []byte, m proto.Message) {
 
 // Nodes share logs: an id is stored once, one of racing conditions wins, and a position of one is good at the other at once.
 func TestNodes(t *testing.T) {
+	t.Parallel()
 	c := natstest.New(t, 3)
 	var logs []*log
 	for i := range 3 {
@@ -96,6 +97,7 @@ func TestNodes(t *testing.T) {
 
 // What Open and Log cannot work with they say in one line.
 func TestErrors(t *testing.T) {
+	t.Parallel()
 	secured := natstest.New(t, 1, func(o *server.Options) { o.Username, o.Password = "runnel", "secret" })
 	bare := natstest.New(t, 1, func(o *server.Options) { o.JetStream = false })
 	plain := natstest.New(t, 1)
@@ -137,6 +139,7 @@ func TestErrors(t *testing.T) {
 	} {
 		o := Options{Prefix: "p", Replicas: 1}
 		cfg := o.settings("n", engine.Config{})
+		cfg.Name = "p_n"
 		cfg.Metadata = map[string]string{metaEpoch: newEpoch()}
 		change(&cfg)
 		if _, err := js.CreateStream(t.Context(), cfg); err != nil {
@@ -149,9 +152,9 @@ func TestErrors(t *testing.T) {
 		if err := js.DeleteStream(t.Context(), cfg.Name); err != nil {
 			t.Fatal(err)
 		}
-		logOf(t, e, "n") // what failed is tried again
+		l := logOf(t, e, "n") // what failed is tried again
 		_ = e.Close()
-		if err := js.DeleteStream(t.Context(), cfg.Name); err != nil {
+		if err := js.DeleteStream(t.Context(), l.stream); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -171,8 +174,9 @@ func jetStream(t testing.TB, c *natstest.Cluster) jetstream.JetStream {
 	return js
 }
 
-// A stream that is deleted comes back under another epoch, and followers are told. One event deleted by hand is damage.
+// A stream that is deleted by hand ends its log, followers are told, and the next has another epoch. One event deleted by hand is damage.
 func TestStreamChanges(t *testing.T) {
+	t.Parallel()
 	c := natstest.New(t, 1)
 	js := jetStream(t, c)
 	e := open(t, Options{URLs: c.URLs(), Replicas: 1})
@@ -180,7 +184,7 @@ func TestStreamChanges(t *testing.T) {
 	for i := range 20 {
 		put(t, l, entry("n.a", fmt.Sprint(i)))
 	}
-	stream, err := js.Stream(t.Context(), "runnel_n")
+	stream, err := js.Stream(t.Context(), l.stream)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -205,25 +209,28 @@ func TestStreamChanges(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := js.DeleteStream(t.Context(), "runnel_n"); err != nil {
+	if err := js.DeleteStream(t.Context(), l.stream); err != nil {
 		t.Fatal(err)
 	}
-	_, err = tail.Next(t.Context())
-	var changed *engine.EpochChangedError
-	if !errors.As(err, &changed) || changed.Epoch == before.Epoch {
+	if _, err = tail.Next(t.Context()); !errors.Is(err, engine.ErrDeleted) {
 		t.Errorf("%v", err)
 	}
-	if err := l.Check(engine.Position{Epoch: before.Epoch, Offset: 3}); !errors.As(err, &changed) {
+	anew := logOf(t, e, "n")
+	if anew.State().Epoch == before.Epoch {
+		t.Errorf("the stream that was made anew has the epoch of the one before")
+	}
+	var changed *engine.EpochChangedError
+	if err := anew.Check(engine.Position{Epoch: before.Epoch, Offset: 3}); !errors.As(err, &changed) {
 		t.Errorf("a position in the stream that is gone: %v", err)
 	}
-	until(t, "a new stream", func() bool {
-		res, err := l.Append(t.Context(), []engine.Entry{entry("n.a", "anew")}, engine.AppendEach)
-		return err == nil && res[0].Offset == 1
-	})
+	if r := put(t, anew, entry("n.a", "1"))[0]; r.Offset != 1 || r.Duplicate {
+		t.Errorf("%+v", r)
+	}
 }
 
 // Events go when they are old, though nobody publishes.
 func TestAge(t *testing.T) {
+	t.Parallel()
 	c := natstest.New(t, 1)
 	e := open(t, Options{URLs: c.URLs(), Replicas: 1, Namespace: func(string) (engine.Config, bool) {
 		return engine.Config{History: engine.HistoryDisk, MaxAge: 500 * time.Millisecond}, true

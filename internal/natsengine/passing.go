@@ -28,9 +28,11 @@ func (l *log) open() error {
 	if err != nil {
 		return err
 	}
+	l.anew()
 	l.e.group.Go(func() {
 		for {
 			l.pass(p)
+			l.deaf()
 			for n := 0; ; n++ {
 				if pause(l.ctx, n) != nil {
 					return
@@ -78,23 +80,26 @@ func (l *log) listen() (*passing, error) {
 	return p, nil
 }
 
-// probe waits until what is appended here comes back: the server of one connection hears of the subscriptions of another after a
-// while. What comes before that was published before the log was followed.
+// probe waits until what is appended here comes back, over each of the subscriptions: the server of one connection hears of the
+// subscriptions of another after a while, and of one before the other. What comes before that was published before the log was followed.
 func (l *log) probe(p *passing) error {
 	ctx, cancel := context.WithTimeout(l.ctx, apiWait)
 	defer cancel()
-	name := newEpoch()
+	subject := l.e.o.subject(l.name)
+	missing := map[string]string{newEpoch(): subject, newEpoch(): subject + ".probe"} // by name
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
 	for {
-		m := &nats.Msg{Subject: l.e.o.subject(l.name), Header: nats.Header{headerName: {name}}}
-		if err := l.e.write.nc.PublishMsg(m); err != nil {
-			return sendError(err)
+		for name, subject := range missing {
+			m := &nats.Msg{Subject: subject, Header: nats.Header{headerName: {name}}}
+			if err := l.e.write.nc.PublishMsg(m); err != nil {
+				return sendError(err)
+			}
 		}
 		for waiting := true; waiting; {
 			select {
 			case m := <-p.messages:
-				if first(m.Header, headerName) == name {
+				if delete(missing, first(m.Header, headerName)); len(missing) == 0 {
 					return nil
 				}
 			case <-tick.C:
@@ -156,15 +161,25 @@ func (l *log) take(m *nats.Msg, last *topic.Name) {
 	l.announceLocked()
 }
 
-// anew gives the log a new epoch.
+// anew begins an epoch: from now on nothing is missed.
 func (l *log) anew() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.lost != nil {
 		return
 	}
-	l.epoch, l.ring = newEpoch(), ring{}
+	l.epoch, l.ring, l.hears = newEpoch(), ring{}, make(chan struct{})
 	l.announceLocked()
+}
+
+// deaf says that what passes may be missed: whoever waits for an event to come back waits in vain.
+func (l *log) deaf() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.hears != nil { // nil: the log was deleted before it could begin anew
+		close(l.hears)
+		l.hears = nil
+	}
 }
 
 // headerTime is when an event without history was published, in Unix milliseconds.
@@ -176,6 +191,12 @@ func (l *log) appendPassing(ctx context.Context, entries []engine.Entry, mode en
 		return nil, err
 	}
 	defer l.e.window.Release(int64(min(len(entries), appendWindow)))
+	l.mu.Lock()
+	hears := l.hears
+	l.mu.Unlock()
+	if hears == nil {
+		return nil, fmt.Errorf("%w: %w", engine.ErrUnavailable, errAway)
+	}
 	results := make([]engine.Result, len(entries))
 	waits := make([]*known, len(entries))
 	var mine []*known
@@ -221,7 +242,7 @@ func (l *log) appendPassing(ctx context.Context, entries []engine.Entry, mode en
 		if k == nil {
 			continue
 		}
-		if err := l.echo(ctx, k.sending); err != nil {
+		if err := l.echo(ctx, k.sending, hears); err != nil {
 			if errors.Is(err, engine.ErrStorageFailed) {
 				l.ids.forget(mine) // may be sent again
 			}
@@ -233,7 +254,7 @@ func (l *log) appendPassing(ctx context.Context, entries []engine.Entry, mode en
 }
 
 // echo waits until NATS has brought an event back.
-func (l *log) echo(ctx context.Context, s *sending) error {
+func (l *log) echo(ctx context.Context, s *sending, hears <-chan struct{}) error {
 	timer := time.NewTimer(echoWait)
 	defer timer.Stop()
 	lost := l.e.write.watch()
@@ -243,6 +264,8 @@ func (l *log) echo(ctx context.Context, s *sending) error {
 	case <-ctx.Done():
 		return ctx.Err()
 	case <-lost:
+		return fmt.Errorf("%w: %w", engine.ErrStorageFailed, errLost)
+	case <-hears:
 		return fmt.Errorf("%w: %w", engine.ErrStorageFailed, errLost)
 	case <-timer.C:
 		return fmt.Errorf("%w: %w", engine.ErrStorageFailed, errSilent)

@@ -26,7 +26,12 @@ var errStale = errors.New("the replicas that answer are behind")
 func (l *log) Read(ctx context.Context, r engine.ReadRequest) (engine.Page, error) {
 	l.gate.RLock()
 	defer l.gate.RUnlock()
-	return l.read(ctx, r)
+	before := l.State().Epoch
+	p, err := l.read(ctx, r)
+	if s := l.State(); err == nil && s.Epoch != before { // the page may be of two epochs
+		return engine.Page{}, &engine.EpochChangedError{Epoch: s.Epoch, Head: s.Head}
+	}
+	return p, err
 }
 
 func (l *log) read(ctx context.Context, r engine.ReadRequest) (engine.Page, error) {
@@ -138,6 +143,11 @@ func (l *log) readRing(p *page) bool {
 // readStream fills a page from the stream.
 func (l *log) readStream(ctx context.Context, p *page) error {
 	subject := l.subjectOf(p.r.Pattern)
+	if subject == "" || l.shelf.many() {
+		if done, err := l.readShared(ctx, p); done || err != nil {
+			return err
+		}
+	}
 	dense := subject == "" || p.r.After+1 < l.State().Oldest+l.frontier()
 	for n := 0; ; n++ {
 		var err error

@@ -23,7 +23,11 @@ const metaEpoch = "runnel-epoch"
 // Codes of JetStream's errors.
 const (
 	codeStreamNotFound    = 10059
-	codeStreamInUse       = 10058
+	codeOtherStream       = 10060
+	codeOverlap           = 10065
+	codeNotCreated        = 10049
+	codeNotClustered      = 10074
+	codeNoPeers           = 10005
 	codeNoMessage         = 10037
 	codeConflict          = 10071
 	codeConflictInFlight  = 10164
@@ -64,15 +68,36 @@ func (s *streamState) oldest() uint64 {
 	return s.First
 }
 
-// streamName is the name of a namespace's stream. Names of tokens are valid names of streams; very long ones are not.
-func (o *Options) streamName(namespace string) string {
+// streamName names a new stream of a namespace. No name comes twice: what is on its way to a stream that was deleted never reaches
+// the next one, and servers remove the files of a deleted stream in their own time. Names of tokens are valid names of streams; very
+// long ones are not.
+func (o *Options) streamName(namespace, epoch string) string {
 	const longest = 200
 	name := o.Prefix + "_" + namespace
 	if len(name) > longest {
 		sum := sha256.Sum256([]byte(namespace))
 		name = o.Prefix + "_" + hex.EncodeToString(sum[:])
 	}
-	return name
+	return name + "_" + epoch
+}
+
+// find looks for a namespace's stream: that which has its subjects. Empty: there is none.
+func (e *Engine) find(ctx context.Context, namespace string) (name string, err error) {
+	request := struct {
+		Subject string `json:"subject"`
+	}{e.o.subject(namespace)}
+	var answer struct {
+		Streams []string            `json:"streams"`
+		Error   *jetstream.APIError `json:"error"`
+	}
+	err = e.api(ctx, apiWait, "STREAM.NAMES", request, &answer)
+	if err == nil && answer.Error != nil {
+		err = answer.Error
+	}
+	if err != nil || len(answer.Streams) == 0 {
+		return "", err
+	}
+	return answer.Streams[0], nil
 }
 
 // api calls JetStream's API and decodes the answer into v.
@@ -90,8 +115,16 @@ func (l *link) api(ctx context.Context, wait time.Duration, subject string, requ
 	}
 	m, err := l.ask(ctx, "$JS.API."+subject, data, wait)
 	if err != nil {
+		if errors.Is(err, errSilent) || errors.Is(err, errNoResponders) {
+			l.heard(false)
+		}
 		return err
 	}
+	var answer struct {
+		Error *jetstream.APIError `json:"error"`
+	}
+	err = json.Unmarshal(m.Data, &answer)
+	l.heard(err == nil && (answer.Error == nil || !isUnavailable(answer.Error)))
 	return json.Unmarshal(m.Data, v)
 }
 
@@ -126,9 +159,9 @@ func isCode(err error, code int) bool {
 func (o *Options) settings(namespace string, cfg engine.Config) jetstream.StreamConfig {
 	const leastAge = 100 * time.Millisecond // of JetStream
 	c := jetstream.StreamConfig{
-		Name: o.streamName(namespace), Description: "Runnel namespace " + namespace,
-		Subjects:  []string{o.subject(namespace), o.subject(namespace) + ".>"},
-		Retention: jetstream.LimitsPolicy, Discard: jetstream.DiscardOld, Storage: jetstream.FileStorage,
+		Description: "Runnel namespace " + namespace,
+		Subjects:    []string{o.subject(namespace), o.subject(namespace) + ".>"},
+		Retention:   jetstream.LimitsPolicy, Discard: jetstream.DiscardOld, Storage: jetstream.FileStorage,
 		MaxConsumers: -1, MaxMsgs: limit(cfg.MaxEvents), MaxBytes: limit(cfg.MaxBytes), MaxMsgsPerSubject: -1, MaxMsgSize: -1,
 		Replicas: o.Replicas, AllowDirect: true, AllowAtomicPublish: true, Duplicates: cfg.DedupWindow,
 	}
@@ -172,28 +205,68 @@ func newEpoch() string {
 	return hex.EncodeToString(b[:])
 }
 
-// stream makes sure that a namespace's stream is there and as it must be.
+// stream makes sure that a namespace's stream is there and as it must be. Of nodes that make one at the same moment one succeeds.
 func (e *Engine) stream(ctx context.Context, namespace string, cfg engine.Config) (*streamInfo, error) {
+	const attempts = 8
 	want := e.o.settings(namespace, cfg)
-	for {
-		i, err := e.info(ctx, want.Name, nil)
-		switch {
-		case err == nil:
-			return e.adapt(ctx, i, want)
-		case !isCode(err, codeStreamNotFound):
-			return nil, apiError("cannot look at stream "+want.Name, err)
+	for n := 0; ; n++ {
+		i, err := e.found(ctx, namespace, want)
+		if i != nil || err != nil {
+			return i, err
 		}
-		made := want
-		made.Metadata = map[string]string{metaEpoch: newEpoch()}
+		made, epoch := want, newEpoch()
+		made.Name, made.Metadata = e.o.streamName(namespace, epoch), map[string]string{metaEpoch: epoch}
 		i = new(streamInfo)
-		if err := e.api(ctx, setupWait, "STREAM.CREATE."+want.Name, made, i); err != nil {
-			return nil, apiError("cannot create stream "+want.Name, err)
-		}
-		switch {
-		case i.Error == nil:
+		err = e.api(ctx, setupWait, "STREAM.CREATE."+made.Name, made, i)
+		if err == nil && i.Error == nil {
 			return i, nil
-		case i.Error.ErrorCode != codeStreamInUse: // another node was faster: look at what it made
-			return nil, apiError("cannot create stream "+want.Name, i.Error)
+		}
+		if err == nil {
+			err = i.Error
+		}
+		// Another node was faster, or a server that has just removed its last stream removes the directory that the next one is for.
+		again := isCode(err, codeOverlap) || isCode(err, codeNotCreated)
+		switch {
+		case isCode(err, codeNotClustered):
+			return nil, fmt.Errorf("cannot create stream %s: %d replicas need as many NATS servers, and this is one: %w", made.Name, made.Replicas, err)
+		case isCode(err, codeNoPeers): // some may be back soon
+			return nil, fmt.Errorf("%w: cannot create stream %s: %d replicas need as many NATS servers that are up and have room: %w",
+				engine.ErrUnavailable, made.Name, made.Replicas, err)
+		}
+		if !again || n == attempts || pause(ctx, n) != nil {
+			return nil, apiError("cannot create stream "+made.Name, err)
+		}
+	}
+}
+
+// found is a namespace's stream, as it must be; nil if there is none.
+func (e *Engine) found(ctx context.Context, namespace string, want jetstream.StreamConfig) (*streamInfo, error) {
+	i, err := e.look(ctx, namespace)
+	if i == nil || err != nil {
+		return nil, err
+	}
+	want.Name = i.Config.Name
+	return e.adapt(ctx, i, want)
+}
+
+// look is a namespace's stream, whatever it is like; nil if there is none.
+func (e *Engine) look(ctx context.Context, namespace string) (*streamInfo, error) {
+	const attempts = 8
+	for n := 0; ; n++ {
+		name, err := e.find(ctx, namespace)
+		if err != nil {
+			return nil, apiError("cannot look for the stream of "+namespace, err)
+		}
+		if name == "" {
+			return nil, nil
+		}
+		i, err := e.info(ctx, name, nil)
+		if err == nil {
+			return i, nil
+		}
+		// Not found: it was deleted meanwhile, or its leader is new.
+		if !isCode(err, codeStreamNotFound) || n == attempts || pause(ctx, n) != nil {
+			return nil, apiError("cannot look at stream "+name, err)
 		}
 	}
 }
@@ -244,6 +317,8 @@ func (e *Engine) update(ctx context.Context, c jetstream.StreamConfig) (*streamI
 func apiError(what string, err error) error {
 	switch {
 	case errors.Is(err, errAway), errors.Is(err, errLost), errors.Is(err, errSilent), errors.Is(err, errNoResponders), isUnavailable(err):
+		return fmt.Errorf("%w: %s: %s", engine.ErrUnavailable, what, oneLine(err))
+	case isCode(err, codeStreamNotFound): // by its leader, which may be new
 		return fmt.Errorf("%w: %s: %s", engine.ErrUnavailable, what, oneLine(err))
 	case isCode(err, codeNoResources), isCode(err, codeNoStorage):
 		return fmt.Errorf("%w: %s: %s", engine.ErrStorageFull, what, oneLine(err))

@@ -28,6 +28,7 @@ const patience = 30 * time.Second
 type Cluster struct {
 	t       TB
 	options []*server.Options
+	routes  *routes // nil: they hear each other directly
 
 	mu      sync.Mutex
 	servers []*server.Server // nil: not running
@@ -39,7 +40,12 @@ type Option func(*server.Options)
 // New starts n servers, on ports of 127.0.0.1 that are free, and stops them when the test is over.
 func New(t TB, n int, change ...Option) *Cluster {
 	t.Helper()
-	c := &Cluster{t: t, servers: make([]*server.Server, n)}
+	return newCluster(t, n, nil, change)
+}
+
+func newCluster(t TB, n int, r *routes, change []Option) *Cluster {
+	t.Helper()
+	c := &Cluster{t: t, routes: r, servers: make([]*server.Server, n)}
 	ports := freePorts(t, 2*n)
 	var routes []*url.URL
 	for i := range n {
@@ -107,6 +113,7 @@ func (c *Cluster) Start(i int) {
 	if err != nil {
 		c.t.Fatalf("nats-server: %v", err)
 	}
+	c.routes.runs(i, s.ID())
 	s.Start()
 	if !s.ReadyForConnections(patience) {
 		c.t.Fatalf("nats-server %d does not listen", i)
