@@ -5,7 +5,6 @@ import (
 	"cmp"
 	"fmt"
 	"io"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -14,6 +13,7 @@ import (
 	"testing"
 
 	"github.com/runnelhq/runnel/internal/natsengine/natstest"
+	"github.com/runnelhq/runnel/internal/port"
 )
 
 // binary builds the command.
@@ -29,12 +29,11 @@ func binary(t *testing.T) string {
 // freeAddress is a loopback address that nothing listens on.
 func freeAddress(t *testing.T) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	ports, err := port.Free(1)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer l.Close()
-	return l.Addr().String()
+	return fmt.Sprintf("127.0.0.1:%d", ports[0])
 }
 
 // onEngines runs a test on the embedded engine and on NATS, at the same time; settings are the environment of servers that keep their events there, apart from

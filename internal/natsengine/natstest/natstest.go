@@ -4,13 +4,14 @@ package natstest
 
 import (
 	"fmt"
-	"net"
 	"net/url"
 	"path/filepath"
 	"sync"
 	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
+
+	"github.com/runnelhq/runnel/internal/port"
 )
 
 // TB is what a cluster needs of a test.
@@ -46,7 +47,10 @@ func New(t TB, n int, change ...Option) *Cluster {
 func newCluster(t TB, n int, r *routes, change []Option) *Cluster {
 	t.Helper()
 	c := &Cluster{t: t, routes: r, servers: make([]*server.Server, n)}
-	ports := freePorts(t, 2*n)
+	ports, err := port.Free(2 * n)
+	if err != nil {
+		t.Fatalf("%v", err)
+	}
 	var routes []*url.URL
 	for i := range n {
 		routes = append(routes, &url.URL{Scheme: "nats", Host: fmt.Sprintf("127.0.0.1:%d", ports[n+i])})
@@ -73,20 +77,6 @@ func newCluster(t TB, n int, r *routes, change []Option) *Cluster {
 	}
 	c.WaitReady()
 	return c
-}
-
-// freePorts finds ports. They are free again when it returns, and stay so but for bad luck.
-func freePorts(t TB, n int) (ports []int) {
-	t.Helper()
-	for range n {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatalf("listen: %v", err)
-		}
-		defer l.Close() // all at the end, so that each is another
-		ports = append(ports, l.Addr().(*net.TCPAddr).Port)
-	}
-	return ports
 }
 
 // URL is where a server listens.
