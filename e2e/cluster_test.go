@@ -14,9 +14,10 @@ import (
 
 // TestCluster kills one server after the other of three that share a NATS cluster, under publishers and followers that go wherever there is
 // one: the same is true as when a server stands alone, though nobody waits for the one that was killed. A server that was killed starts again
-// under its node id. RUNNEL_CRASH=1: 100 kills, of three NATS servers too, else 3 of the servers alone.
+// under its node id. RUNNEL_CRASH=1: 100 kills, of three NATS servers too, else 2 of the servers alone.
 func TestCluster(t *testing.T) {
-	kills, size := 3, 1
+	t.Parallel()
+	kills, size := 2, 1
 	if os.Getenv("RUNNEL_CRASH") != "" {
 		kills, size = 100, 3
 	}

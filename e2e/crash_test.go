@@ -93,7 +93,10 @@ func (l *ledger) complain(format string, args ...any) {
 
 // TestCrash kills the server again and again under eight publishers and eight followers. What was acknowledged is there, nobody gets
 // anything twice, no offset means two things, and no position that was handed out is refused. RUNNEL_CRASH=1: 100 kills, else few.
-func TestCrash(t *testing.T) { onEngines(t, testCrash) }
+func TestCrash(t *testing.T) {
+	t.Parallel()
+	onEngines(t, testCrash)
+}
 
 func testCrash(t *testing.T, settings []string) {
 	kills := 3
