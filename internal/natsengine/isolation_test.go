@@ -164,8 +164,7 @@ func same(t *testing.T, want, got []engine.Event) {
 func TestSlowLink(t *testing.T) {
 	t.Parallel()
 	c := natstest.New(t, 1)
-	p := newProxy(t, c.URL(0))
-	p.delay = 40 * time.Millisecond
+	p := newProxy(t, c.URL(0), func(p *proxy) { p.delay = 40 * time.Millisecond })
 	l := logOf(t, open(t, Options{URLs: []string{p.url()}, Replicas: 1}), "n")
 	far := logOf(t, open(t, Options{URLs: []string{p.url()}, Replicas: 1}), "n")
 	for i := range 5 {

@@ -125,14 +125,15 @@ func TestPassingBreaks(t *testing.T) {
 func TestPassingProbes(t *testing.T) {
 	t.Parallel()
 	c := natstest.New(t, 1)
-	p := newProxy(t, c.URL(0))
 	var probes atomic.Int64
 	enough := make(chan struct{})
-	p.sees = func(chunk []byte) {
-		if bytes.Contains(chunk, []byte("HPUB runnel.n")) && probes.Add(1) == 5 {
-			close(enough)
+	p := newProxy(t, c.URL(0), func(p *proxy) {
+		p.sees = func(chunk []byte) {
+			if bytes.Contains(chunk, []byte("HPUB runnel.n")) && probes.Add(1) == 5 {
+				close(enough)
+			}
 		}
-	}
+	})
 	e := open(t, Options{URLs: []string{p.url()}, Replicas: 1, Namespace: func(string) (engine.Config, bool) {
 		return engine.Config{History: engine.HistoryNone}, true
 	}})

@@ -6,6 +6,7 @@ import (
 	"net"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/runnelhq/runnel/internal/natsengine/natstest"
@@ -90,31 +91,33 @@ func (p *packets) pass(chunk []byte, hook func(m *packet) bool) (out []byte) {
 type relay struct {
 	*proxy
 	t *testing.T
+
+	hooks sync.Mutex
 	// asked is told what a node sends, and answered what it gets. False: it goes no further.
 	asked, answered func(m *packet) bool
 }
 
 func newRelay(t *testing.T, c *natstest.Cluster) *relay {
 	t.Helper()
-	r := &relay{proxy: newProxy(t, c.URL(0)), t: t}
-	r.filter = func() (in, out func([]byte, net.Conn) []byte) {
-		hooked := func(hook *func(*packet) bool) func([]byte, net.Conn) []byte {
-			var p packets
-			return func(chunk []byte, _ net.Conn) []byte {
-				r.mu.Lock()
-				f := *hook
-				r.mu.Unlock()
-				return p.pass(chunk, f)
-			}
+	r := &relay{t: t}
+	hooked := func(hook *func(*packet) bool) func([]byte, net.Conn) []byte {
+		var p packets
+		return func(chunk []byte, _ net.Conn) []byte {
+			r.hooks.Lock()
+			f := *hook
+			r.hooks.Unlock()
+			return p.pass(chunk, f)
 		}
-		return hooked(&r.asked), hooked(&r.answered)
 	}
+	r.proxy = newProxy(t, c.URL(0), func(p *proxy) {
+		p.filter = func() (in, out func([]byte, net.Conn) []byte) { return hooked(&r.asked), hooked(&r.answered) }
+	})
 	return r
 }
 
 func (r *relay) set(asked, answered func(m *packet) bool) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
+	r.hooks.Lock()
+	defer r.hooks.Unlock()
 	r.asked, r.answered = asked, answered
 }
 

@@ -16,7 +16,7 @@ type proxy struct {
 	to       string
 	group    sync.WaitGroup
 	// delay is how long everything takes, each way; sees is told what the node sends; filter makes, for each connection, what changes what
-	// goes in and out. They are set before the first connection.
+	// goes in and out. newProxy sets them.
 	delay  time.Duration
 	sees   func([]byte)
 	filter func() (in, out func([]byte, net.Conn) []byte)
@@ -34,13 +34,16 @@ type hold struct {
 	let     chan struct{}
 }
 
-func newProxy(t testing.TB, url string) *proxy {
+func newProxy(t testing.TB, url string, set ...func(*proxy)) *proxy {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	p := &proxy{listener: l, to: strings.TrimPrefix(url, "nats://"), conns: map[net.Conn]struct{}{}}
+	for _, f := range set {
+		f(p)
+	}
 	p.group.Go(p.accept)
 	t.Cleanup(func() {
 		l.Close()

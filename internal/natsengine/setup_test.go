@@ -16,12 +16,14 @@ import (
 // A server that says that it is older than what is needed.
 func TestTooOld(t *testing.T) {
 	t.Parallel()
-	p := newProxy(t, natstest.New(t, 1).URL(0))
-	p.filter = func() (in, out func([]byte, net.Conn) []byte) {
-		return func(chunk []byte, _ net.Conn) []byte { return chunk }, func(chunk []byte, _ net.Conn) []byte {
-			return bytes.Replace(chunk, []byte(`"version":"2.15`), []byte(`"version":"2.13`), 1)
-		}
+	older := func(chunk []byte, _ net.Conn) []byte {
+		return bytes.Replace(chunk, []byte(`"version":"2.15`), []byte(`"version":"2.13`), 1)
 	}
+	p := newProxy(t, natstest.New(t, 1).URL(0), func(p *proxy) {
+		p.filter = func() (in, out func([]byte, net.Conn) []byte) {
+			return func(chunk []byte, _ net.Conn) []byte { return chunk }, older
+		}
+	})
 	_, err := Open(Options{URLs: []string{p.url()}, Logger: discard})
 	if err == nil || !strings.Contains(err.Error(), "is version 2.13.") || !strings.Contains(err.Error(), "at least 2.14 is needed") {
 		t.Errorf("%v", err)

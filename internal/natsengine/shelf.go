@@ -24,7 +24,8 @@ type shelf struct {
 	books map[uint64]*book // by first offset
 	order []*book          // oldest first; of those that are there
 	bytes int
-	reads int // by pattern, since the last second began
+	reads int // by pattern, in this second
+	had   int // and in the one before
 }
 
 // book is a part of a log: dense, and never changed once it is there.
@@ -41,13 +42,13 @@ func (s *shelf) many() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.reads++
-	return s.reads > manyReads
+	return max(s.reads, s.had) > manyReads
 }
 
 func (s *shelf) second() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.reads = 0
+	s.reads, s.had = 0, s.reads
 }
 
 // clear forgets everything: the log has a new epoch, or is over.

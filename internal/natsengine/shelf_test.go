@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/nats-io/nats.go"
 	"golang.org/x/sync/errgroup"
@@ -47,6 +48,7 @@ func TestMassResume(t *testing.T) {
 	if err := nc.Flush(); err != nil {
 		t.Fatal(err)
 	}
+	began := time.Now()
 	var group errgroup.Group
 	group.SetLimit(atOnce)
 	for i := range readers {
@@ -77,7 +79,8 @@ func TestMassResume(t *testing.T) {
 	}
 	// Each for itself it would be 1,000 and more.
 	t.Logf("%d readers of %d events: %d direct gets", readers, events, gets.Load())
-	if most := int64(events/bookEvents + 4*manyReads); gets.Load() > most {
+	seconds := int(time.Since(began)/time.Second) + 2 // a slow second may not have many reads
+	if most := int64(events/bookEvents + seconds*manyReads); gets.Load() > most {
 		t.Errorf("%d direct gets, at most %d", gets.Load(), most)
 	}
 }
