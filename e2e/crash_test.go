@@ -69,11 +69,11 @@ func (l *ledger) waits() (publishers, followers time.Duration) {
 }
 
 // newLedger returns an empty one. The load is one that whoever keeps the events bears on the same machine, beside clients and servers: the tests
-// are about the kills. On NATS what a publisher sends again after one goes one by one, since part of it is there already.
+// are about the kills.
 func newLedger(nats bool) *ledger {
 	l := &ledger{at: map[uint64]string{}, acked: map[string]uint64{}, pace: 5 * time.Millisecond}
 	if nats {
-		l.pace = 100 * time.Millisecond
+		l.pace = 50 * time.Millisecond
 	}
 	return l
 }

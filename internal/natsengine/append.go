@@ -27,6 +27,8 @@ const (
 	appendPatience = 20 * time.Second
 	// awayPatience is the same while there is no connection, if nothing was sent that may have been stored.
 	awayPatience = 500 * time.Millisecond
+	// mostWholes is how often entries are tried together.
+	mostWholes = 4
 	// feedWait is how long an acknowledged event may take to come out of the consumer before its append begins to watch head.
 	// Many that watch wake each other up.
 	feedWait = 20 * time.Millisecond
@@ -86,7 +88,7 @@ func hashID(n topic.Name, id string) string {
 	buf := make([]byte, 0, topic.MaxBytes+1+128)
 	buf = append(append(append(buf, n.String()...), 0), id...)
 	sum := sha256.Sum256(buf)
-	return base64.RawURLEncoding.EncodeToString(sum[:16])
+	return base64.RawURLEncoding.EncodeToString(sum[:idBytes])
 }
 
 // message is how an event is sent.
@@ -176,34 +178,49 @@ func (a *appending) fail(ctx context.Context, err error) error {
 // some stores n entries: together if that can be, else one after the other, each sent when the fate of the one before is known.
 // That is slow and cannot go wrong.
 func (a *appending) some(ctx context.Context, from, n int) error {
-	sent := make([]*sending, n)
+	if a.stopped {
+		a.skip(from, n)
+		return nil
+	}
+	at := a.recalled(from, n)
+	sent := make([]*sending, len(at))
 	for i := range sent {
 		sent[i] = a.l.send()
 	}
-	defer func() { a.l.sendingEnds(sent...) }()
-	tried := false
-	if n > 1 && !a.stopped {
-		stored, unknown, err := a.together(ctx, from, sent)
-		if err != nil || stored {
-			return err
+	defer func(all []*sending) { a.l.sendingEnds(all...) }(sent)
+	tried, whole, wholes := false, true, 0
+	for ; len(at) > 0; at, sent = at[1:], sent[1:] {
+		if whole && len(at) > 1 && wholes < mostWholes {
+			wholes++
+			stored, unknown, err := a.together(ctx, at, sent, tried)
+			if err != nil || stored {
+				return err
+			}
+			tried = unknown
 		}
-		tried = unknown
-	}
-	for i := range n {
-		at := from + i
-		if a.stopped {
-			a.results[at].Err = engine.ErrSkipped
-			continue
-		}
-		r, err := a.l.storeOne(ctx, &a.entries[at], sent[i], tried)
+		i := at[0]
+		r, err := a.l.storeOne(ctx, &a.entries[i], sent[0], tried)
 		if err != nil {
 			return err
 		}
-		a.results[at] = r
+		a.results[i] = r
 		a.stored = a.stored || r.Err == nil
-		a.stopped = r.Err != nil && a.mode == engine.AppendOrdered
+		if r.Err != nil && a.mode == engine.AppendOrdered {
+			a.stopped = true
+			a.skip(i+1, from+n-i-1)
+			return nil
+		}
+		// What is sent again begins with what is there already; behind that all may be new.
+		whole = r.Err == nil && !r.Duplicate
 	}
 	return nil
+}
+
+// skip fails n entries behind one that has failed.
+func (a *appending) skip(from, n int) {
+	for i := range n {
+		a.results[from+i] = engine.Result{Err: engine.ErrSkipped}
+	}
 }
 
 // outcome is what is known after an attempt.

@@ -43,8 +43,10 @@ func (a *appending) chunk(from int) int {
 }
 
 // together stores entries as one atomic batch. Not stored: the stream refused the batch, for whatever reason, and each entry is
-// to be looked at by itself; unknown says that an attempt was not answered, so that entries may be there all the same.
-func (a *appending) together(ctx context.Context, from int, sent []*sending) (stored, unknown bool, err error) {
+// to be looked at by itself; unknown says that an attempt was not answered, so that entries may be there all the same. tried says that of
+// an earlier one.
+func (a *appending) together(ctx context.Context, at []int, sent []*sending, tried bool) (stored, unknown bool, err error) {
+	unknown = tried
 	l := a.l
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -52,7 +54,7 @@ func (a *appending) together(ctx context.Context, from int, sent []*sending) (st
 	defer context.AfterFunc(l.ctx, cancel)()
 	last := sent[len(sent)-1]
 	for n := range batchAttempts {
-		answer, what, judged := a.sendBatch(ctx, from, sent)
+		answer, what, judged := a.sendBatch(ctx, at, sent)
 		switch {
 		case last.isSeen():
 			what = outcomeStored
@@ -66,7 +68,7 @@ func (a *appending) together(ctx context.Context, from int, sent []*sending) (st
 			return false, unknown, nil
 		}
 		if what == outcomeStored {
-			return true, unknown, a.settleBatch(ctx, from, sent, answer)
+			return true, unknown, a.settleBatch(ctx, at, sent, answer)
 		}
 		if pause(ctx, n) != nil {
 			return false, unknown, l.givenUp(unknown, ctx.Err())
@@ -76,7 +78,7 @@ func (a *appending) together(ctx context.Context, from int, sent []*sending) (st
 }
 
 // sendBatch makes one attempt. Only the last message asks for an answer.
-func (a *appending) sendBatch(ctx context.Context, from int, sent []*sending) (ack, outcome, error) {
+func (a *appending) sendBatch(ctx context.Context, at []int, sent []*sending) (ack, outcome, error) {
 	l := a.l
 	if err := ctx.Err(); err != nil {
 		return ack{}, outcomeAgain, err
@@ -85,7 +87,7 @@ func (a *appending) sendBatch(ctx context.Context, from int, sent []*sending) (a
 	defer c.end()
 	id := []string{l.e.nonce + c.token}
 	for i, s := range sent {
-		m := l.message(&a.entries[from+i], s)
+		m := l.message(&a.entries[at[i]], s)
 		m.Header[headerBatch] = id
 		m.Header[headerSequence] = []string{strconv.Itoa(i + 1)}
 		if i == len(sent)-1 {
@@ -103,7 +105,7 @@ func (a *appending) sendBatch(ctx context.Context, from int, sent []*sending) (a
 }
 
 // settleBatch waits until a stored batch is seen.
-func (a *appending) settleBatch(ctx context.Context, from int, sent []*sending, answer ack) error {
+func (a *appending) settleBatch(ctx context.Context, at []int, sent []*sending, answer ack) error {
 	a.stored = true
 	count := uint64(len(sent))
 	for i, s := range sent {
@@ -115,7 +117,7 @@ func (a *appending) settleBatch(ctx context.Context, from int, sent []*sending, 
 		if err != nil {
 			return err
 		}
-		a.results[from+i] = r
+		a.results[at[i]] = r
 	}
 	return nil
 }

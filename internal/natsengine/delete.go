@@ -98,7 +98,7 @@ func (l *log) endIfGone(ctx context.Context) bool {
 func (l *log) end() {
 	l.mu.Lock()
 	over := l.lost != nil
-	l.lost, l.ring = engine.ErrDeleted, ring{}
+	l.lost, l.ring, l.recall = engine.ErrDeleted, ring{}, recall{}
 	if !over {
 		l.announceLocked()
 	}

@@ -45,7 +45,6 @@ type got struct {
 // message is a stored message, and the subject it was stored under.
 type message struct {
 	stored
-	id string
 }
 
 var errTooMany = errors.New("too many results")
@@ -109,7 +108,7 @@ func readMessage(m *nats.Msg) (message, error) {
 	if err != nil {
 		return message{}, fmt.Errorf("direct get: %w", err)
 	}
-	return message{stored{offset, at.UnixMilli(), nameOf(m.Header), m.Data}, first(m.Header, headerID)}, nil
+	return message{stored{offset, at.UnixMilli(), nameOf(m.Header), idOf(m.Header), m.Data}}, nil
 }
 
 // ask asks the leader for one message; ok is false if there is none. It knows everything that was acknowledged.
@@ -132,7 +131,7 @@ func (l *log) ask(ctx context.Context, r getRequest) (s stored, ok bool, err err
 	switch {
 	case answer.Error == nil:
 		m := answer.Message
-		return stored{m.Sequence, m.Time.UnixMilli(), "", m.Data}, true, nil
+		return stored{m.Sequence, m.Time.UnixMilli(), "", "", m.Data}, true, nil
 	case int(answer.Error.ErrorCode) == codeNoMessage:
 		return s, false, nil
 	default:

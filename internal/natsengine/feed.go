@@ -44,6 +44,14 @@ func nameOf(h nats.Header) string {
 	return first(h, headerID)
 }
 
+// idOf is what stands for an event's id; empty if it has none that counts.
+func idOf(h nats.Header) string {
+	if first(h, headerName) == "" {
+		return "" // the header holds a name
+	}
+	return first(h, headerID)
+}
+
 // first is a header's value. Ours are spelled as they are looked for, so nothing need be made canonical.
 func first(h nats.Header, key string) string {
 	if v := h[key]; len(v) > 0 {
@@ -168,7 +176,7 @@ func (l *log) receive(ctx context.Context, sub *nats.Subscription) error {
 					return errGap
 				}
 				last++
-				events = append(events, stored{meta.Sequence.Stream, meta.Timestamp.UnixMilli(), nameOf(m.Header), m.Data})
+				events = append(events, stored{meta.Sequence.Stream, meta.Timestamp.UnixMilli(), nameOf(m.Header), idOf(m.Header), m.Data})
 			}
 			m = nil
 			if n, _, _ := sub.Pending(); n > 0 && len(events) < feedEvents {
@@ -217,6 +225,7 @@ type stored struct {
 	offset uint64
 	time   int64
 	name   string
+	id     string // hashID of the event's id; empty: it has none that counts
 	body   []byte
 }
 
@@ -253,6 +262,9 @@ func (l *log) apply(list []stored, epoch string) bool {
 		events = events[n:]
 	}
 	for _, s := range list {
+		if s.offset > l.head && s.id != "" {
+			l.recall.note(s.id, s.offset, s.time)
+		}
 		if l.sent[s.name] != nil {
 			l.sent[s.name].seen(s.offset, s.time)
 		}

@@ -37,6 +37,7 @@ type log struct {
 	oldest uint64 // may be above head+1: then the node is yet to see what is gone already
 	limit  uint64 // events the stream keeps; 0: any number
 	ring   ring
+	recall recall // of the ring
 	tails  map[*tail]struct{}
 	moved  chan struct{}       // closed and replaced when head or epoch change
 	sent   map[string]*sending // this node's events on their way, by name
@@ -79,7 +80,7 @@ func (l *log) begin(i *streamInfo) {
 	}
 	l.epoch, l.head, l.oldest, l.time = i.Config.Metadata[metaEpoch], i.State.Last, i.State.oldest(), 0
 	l.limit = uint64(max(i.Config.MaxMsgs, 0))
-	l.ring, l.short = ring{}, time.Time{}
+	l.ring, l.recall, l.short = ring{}, recall{}, time.Time{}
 	l.shelf.clear()
 	l.announceLocked()
 }

@@ -14,8 +14,8 @@ const (
 	// allRings bounds what all logs keep together, but for leastRing each.
 	allRings  = 256 << 20
 	leastRing = 64 << 10
-	// eventCost is what an event costs in a ring beside its bytes.
-	eventCost = 96
+	// eventCost is what an event costs in a ring beside its bytes, its id among them.
+	eventCost = 200
 	// A page from the ring takes groups together up to these bounds.
 	tailEvents = 1024
 	tailBytes  = 256 << 10
@@ -252,6 +252,9 @@ func (l *log) dropLocked() {
 	if l.kept {
 		for len(l.ring.groups) > 0 && l.ring.bytes > l.e.ringBytes() {
 			l.ring.drop()
+		}
+		if len(l.ring.groups) > 0 {
+			l.recall.forget(l.ring.groups[0].events[0].Offset)
 		}
 		return
 	}

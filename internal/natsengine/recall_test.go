@@ -1,0 +1,110 @@
+package natsengine
+
+import (
+	"fmt"
+	"testing"
+
+	"github.com/runnelhq/runnel/internal/engine"
+	"github.com/runnelhq/runnel/internal/natsengine/natstest"
+)
+
+// reads is how many messages an engine has sent to read what is stored.
+func reads(e *Engine) (n uint64) {
+	for _, one := range e.reads {
+		n += one.nc.Stats().OutMsgs
+	}
+	return n
+}
+
+// What a publisher sends again after a break costs no more than what of it is new, at any node.
+func TestSentAgain(t *testing.T) {
+	t.Parallel()
+	c := natstest.New(t, 1)
+	first, second := open(t, Options{URLs: c.URLs(), Replicas: 1}), open(t, Options{URLs: c.URLs(), Replicas: 1})
+	var all []engine.Entry
+	for i := range 1500 {
+		all = append(all, entry(fmt.Sprintf("n.%d", i%7), fmt.Sprint(i)))
+	}
+	other := logOf(t, second, "n")
+	l := logOf(t, first, "n")
+	stored := put(t, l, all[:1000]...)
+	for i, one := range []*log{l, other} {
+		if err := one.await(t.Context(), 1000); err != nil {
+			t.Fatal(err)
+		}
+		before, read := one.e.write.nc.Stats().OutMsgs, reads(one.e)
+		fresh := 1000 + 100*i // each sends 100 that are new
+		got := put(t, one, all[:fresh+100]...)
+		for j, r := range got {
+			switch {
+			case r.Duplicate != (j < fresh):
+				t.Fatalf("event %d is a duplicate: %v", j, r.Duplicate)
+			case j < 1000 && (r.Offset != stored[j].Offset || r.Timestamp != stored[j].Timestamp):
+				t.Fatalf("event %d: %+v, want %+v", j, r, stored[j])
+			}
+		}
+		if sent := one.e.write.nc.Stats().OutMsgs - before; sent > 110 {
+			t.Errorf("%d messages for 100 events", sent)
+		}
+		if n := reads(one.e) - read; n > 0 {
+			t.Errorf("%d reads", n)
+		}
+		if err := other.await(t.Context(), one.State().Head); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// A node that begins only now knows nothing of it yet, and what is new still goes together.
+	third := logOf(t, open(t, Options{URLs: c.URLs(), Replicas: 1}), "n")
+	before := third.e.write.nc.Stats().OutMsgs
+	for j, r := range put(t, third, all[1150:1500]...) {
+		if r.Duplicate != (j < 50) {
+			t.Fatalf("event %d is a duplicate: %v", j, r.Duplicate)
+		}
+	}
+	// A batch that is refused, 50 by themselves, one that is new, and a batch.
+	if sent := third.e.write.nc.Stats().OutMsgs - before; sent > 350+50+1+300+10 {
+		t.Errorf("%d messages", sent)
+	}
+	if got := everything(t, third); len(got) != 1500 {
+		t.Errorf("%d events", len(got))
+	}
+}
+
+// Behind an event that fails nothing is told to be there, though it is.
+func TestSentAgainBehindAFailure(t *testing.T) {
+	t.Parallel()
+	l := logOf(t, open(t, Options{URLs: natstest.New(t, 1).URLs(), Replicas: 1}), "n")
+	put(t, l, entry("n.a", "1"), entry("n.a", "2"))
+	wrong := entry("n.a", "3")
+	wrong.Conditional, wrong.Expected = true, 77
+	got, err := l.Append(t.Context(), []engine.Entry{entry("n.a", "1"), wrong, entry("n.a", "2"), entry("n.a", "4")}, engine.AppendOrdered)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !got[0].Duplicate || got[0].Err != nil || got[1].Err == nil || got[2].Err != engine.ErrSkipped || got[2].Duplicate || got[3].Err != engine.ErrSkipped {
+		t.Errorf("%+v", got)
+	}
+}
+
+// Ids are forgotten with their events, also one that comes again and again.
+func TestRecall(t *testing.T) {
+	var r recall
+	for offset := uint64(1); offset <= 10_000; offset++ {
+		id := offset
+		if offset%2 == 0 {
+			id = 0
+		}
+		r.note(hashID(entry("n.a", "").Topic, fmt.Sprint(id)), offset, 1)
+		r.forget(max(offset, 100) - 100 + 1)
+		if len(r.at) > 100 || len(r.queue) > 100 {
+			t.Fatalf("%d ids in %d places at %d", len(r.at), len(r.queue), offset)
+		}
+	}
+	if _, ok := r.at[idKey{}]; ok {
+		t.Error("nothing is known")
+	}
+	r.note("garbage", 10_001, 1)
+	if len(r.queue) != 100 {
+		t.Error("garbage was noted")
+	}
+}
