@@ -6,8 +6,10 @@ import (
 	"fmt"
 	"net"
 	"net/url"
+	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
@@ -75,18 +77,29 @@ func newCluster(t TB, n int, r *routes, change []Option) *Cluster {
 	return c
 }
 
-// freePorts finds ports. They are free again when it returns, and stay so but for bad luck.
-func freePorts(t TB, n int) (ports []int) {
+// Ports below those that systems give out by themselves: many clusters run beside each other, with clients and proxies, and a server that
+// was stopped must find its port free. No process gives one out twice; two processes begin at different places.
+const firstPort, ports = 16000, 16000
+
+var nextPort atomic.Int64
+
+func init() { nextPort.Store(int64(os.Getpid()) * 199 % ports) }
+
+// freePorts finds ports that are free.
+func freePorts(t TB, n int) (list []int) {
 	t.Helper()
-	for range n {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatalf("listen: %v", err)
+	for range ports {
+		if len(list) == n {
+			return list
 		}
-		defer l.Close() // all at the end, so that each is another
-		ports = append(ports, l.Addr().(*net.TCPAddr).Port)
+		port := firstPort + int(nextPort.Add(1)%ports)
+		if l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port)); err == nil {
+			l.Close()
+			list = append(list, port)
+		}
 	}
-	return ports
+	t.Fatalf("no port is free")
+	return nil
 }
 
 // URL is where a server listens.
