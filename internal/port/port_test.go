@@ -13,7 +13,7 @@ func TestFree(t *testing.T) {
 	}
 	seen := map[int]bool{}
 	for _, p := range ports {
-		if seen[p] || p < lowest || p > highest {
+		if seen[p] || p < lowest || p >= lowest+count {
 			t.Errorf("port %d", p)
 		}
 		seen[p] = true
