@@ -167,6 +167,13 @@ const (
 	mostBack   = time.Second
 )
 
+// spreads keeps the time over which a server wants its clients to go elsewhere.
+func (c *Client) spreads(ms uint32) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.spread = min(time.Duration(ms)*time.Millisecond, mostSpread)
+}
+
 // spreading is a random part of the time over which clients leave a server that is gone without a word, or come back to it.
 func (c *Client) spreading(back bool) time.Duration {
 	c.mu.Lock()
@@ -181,9 +188,7 @@ func (c *Client) spreading(back bool) time.Duration {
 // welcomed keeps what the server says of itself. Calls that are no streams are left a tenth of what a connection may carry.
 func (c *Client) welcomed(w *runnelv1.Welcome) {
 	c.learn(w.GetEndpoints())
-	c.mu.Lock()
-	c.spread = min(time.Duration(w.GetSpreadMs())*time.Millisecond, mostSpread)
-	c.mu.Unlock()
+	c.spreads(w.GetSpreadMs())
 	if most := int(w.GetLimits().GetMaxStreams()); most > 0 {
 		c.mu.Lock()
 		c.perChannel = min(streamsPerChannel, max(most-(most+9)/10, 1))

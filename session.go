@@ -338,6 +338,10 @@ func (s *Session) write(ctx context.Context, stream runnelv1.StreamService_Estab
 // control handles one control; an error breaks the stream.
 func (s *Session) control(c *runnelv1.Control) error {
 	switch m := c.GetControl().(type) {
+	case *runnelv1.Control_Heartbeat:
+		if ms := m.Heartbeat.GetSpreadMs(); ms > 0 {
+			s.c.spreads(ms)
+		}
 	case *runnelv1.Control_Published:
 		s.published(c.GetRequestId(), m.Published)
 	case *runnelv1.Control_CommandError:

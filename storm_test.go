@@ -53,8 +53,10 @@ func (h *harbour) serve(name string) (stop func()) {
 			h.back[name] = append(h.back[name], time.Since(h.cut))
 		}
 		h.mu.Unlock()
-		w := &runnelv1.Welcome{SpreadMs: 5000, Endpoints: []string{"passthrough:///a", "passthrough:///b"}}
-		if err := g.Send(&runnelv1.StreamResponse{Controls: []*runnelv1.Control{{Control: &runnelv1.Control_Welcome{Welcome: w}}}}); err != nil {
+		w := &runnelv1.Welcome{SpreadMs: 10, Endpoints: []string{"passthrough:///a", "passthrough:///b"}}
+		if err := g.Send(&runnelv1.StreamResponse{Controls: []*runnelv1.Control{
+			{Control: &runnelv1.Control_Welcome{Welcome: w}}, {Control: &runnelv1.Control_Heartbeat{Heartbeat: &runnelv1.Heartbeat{SpreadMs: 5000}}},
+		}}); err != nil {
 			return err
 		}
 		<-g.Context().Done()

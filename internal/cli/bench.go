@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net"
+	"os"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -112,6 +113,11 @@ func (flags *benchFlags) sockets() int {
 }
 
 func (a *app) measure(ctx context.Context, flags benchFlags) error {
+	self, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	flags.Self = self
 	bar := a.progress()
 	flags.Progress = func(phase string, done float64) { bar.show("%s %s: %.0f %%", flags.Scenario, phase, 100*done) }
 	res, err := load.Run(ctx, flags.Options)

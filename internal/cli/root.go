@@ -97,7 +97,7 @@ func (a *app) root() *cobra.Command {
 	a.tls.flags(root.PersistentFlags())
 	a.discovery.flags(root.PersistentFlags())
 	root.PersistentFlags().Lookup("token").DefValue = "" // a help text must not show a secret
-	root.AddCommand(a.demo(), a.demoWorker(), a.serve(), a.pub(), a.sub(), a.history(), a.topics(), a.replay(), a.bench(), a.config(), a.tokenCommand(), a.admin(), a.top(), a.version())
+	root.AddCommand(a.demo(), a.demoWorker(), a.serve(), a.pub(), a.sub(), a.history(), a.topics(), a.replay(), a.bench(), a.benchLive(), a.config(), a.tokenCommand(), a.admin(), a.top(), a.version())
 	root.InitDefaultCompletionCmd()
 	if c, _, err := root.Find([]string{"completion"}); err == nil {
 		choose(c, "bash, zsh, fish or powershell")

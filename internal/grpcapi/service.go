@@ -66,7 +66,12 @@ func New(b *broker.Broker, r *session.Replayer, cfg Config) *Service {
 }
 
 // Run writes what streams have to send, until ctx ends. Streams live no longer.
-func (s *Service) Run(ctx context.Context) { s.pump.run(ctx, runtime.GOMAXPROCS(0)) }
+func (s *Service) Run(ctx context.Context) {
+	var group sync.WaitGroup
+	group.Go(func() { s.spreads(ctx) })
+	s.pump.run(ctx, runtime.GOMAXPROCS(0))
+	group.Wait()
+}
 
 // Close waits for what the streams have left behind.
 func (s *Service) Close() {

@@ -87,19 +87,6 @@ func (s *Service) begin(g grpc.ServerStream, interactive bool) (*stream, error) 
 	return st, nil
 }
 
-// Over how long clients go elsewhere when a server is gone without a word: at least leastSpread, a millisecond more for each session that
-// it has, but not above mostSpread.
-const (
-	leastSpread = 2 * time.Second
-	mostSpread  = 10 * time.Second
-)
-
-func (s *Service) spread() (ms uint32) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return uint32(min(leastSpread+time.Duration(len(s.sessions))*time.Millisecond, mostSpread).Milliseconds())
-}
-
 // limitAge makes the session end when it is old. Ages are spread, so that sessions that began together do not end together.
 func (st *stream) limitAge() {
 	most := st.s.cfg.MaxAge

@@ -38,6 +38,7 @@ type Options struct {
 	Servers     []string // storm: all of them, Target among them
 	Kill        string   // storm: the one of Servers that is killed; empty: connections are cut
 	Live        int      // storm: subscribers that are not cut
+	Self        string   // storm: the runnel command, for a process of theirs; empty: they are in this one
 
 	Progress func(phase string, done float64) // called now and then; done in 0..1
 }

@@ -47,18 +47,10 @@ const (
 	stormPace = 2000
 )
 
-// phases of a storm.
-const (
-	calm = iota
-	raging
-	past
-)
-
 // storm is a run of scenario storm.
 type storm struct {
 	*run
-	live  [3]Recorder // by phase
-	phase atomic.Int32
+	live *neighbour
 
 	mu       sync.Mutex
 	conns    map[net.Conn]bool // of the sessions that are to be cut, where nobody is killed
@@ -92,10 +84,11 @@ func (r *run) storm(ctx context.Context) (*Result, error) {
 		cancel()
 		return errors.Join(err, group.Wait())
 	}
-	watching, err := s.watch(ctx, &group, others)
-	if err != nil {
+	var err error
+	if s.live, err = r.o.neighbour(ctx, others); err != nil {
 		return nil, fail(err)
 	}
+	defer s.live.stop() // if there is a measurement it has ended
 	target := r.o.Kill
 	if target == "" {
 		target = strings.Join(r.o.Servers, ",")
@@ -106,22 +99,22 @@ func (r *run) storm(ctx context.Context) (*Result, error) {
 	}
 	publishing, stop := context.WithCancel(ctx)
 	var publishers errgroup.Group
-	publishers.Go(func() error { defer stop(); return s.publish(publishing, others, r.o.Topic+".live", r.o.Rate, nil) })
 	publishers.Go(func() error {
-		defer stop()
-		return s.publish(publishing, others, r.o.Topic+".storm", float64(time.Second)/float64(stormEvery), &s.sent)
+		defer stop() // a failure ends the phases
+		return r.o.stampedEvents(publishing, others, r.o.Topic+".storm", float64(time.Second)/float64(stormEvery), s.sent.Store)
 	})
 	began := s.mark()
 	err = s.weather(publishing, crowd, victim)
-	res := &Result{Subscribers: len(crowd) + watching, Rate: s.o.Rate}
+	res := &Result{Subscribers: len(crowd) + s.o.Live, Rate: s.o.Rate}
 	s.fill(res, began)
 	stop()
 	if err := errors.Join(publishers.Wait(), err); err != nil {
 		return nil, fail(err)
 	}
 	s.settle(ctx, crowd)
-	res.Lost, res.Storm = s.lost.Load(), s.result(crowd)
-	return res, fail(nil)
+	theirs, err := s.live.finish()
+	res.Lost, res.Storm = s.lost.Load()+theirs.Lost, s.result(crowd, theirs)
+	return res, fail(err)
 }
 
 // weather is what happens: calm, the cut, the time until all are back or it is too late, and calm.
@@ -129,12 +122,13 @@ func (s *storm) weather(ctx context.Context, crowd []*refugee, victim Process) e
 	if !s.wait(ctx, "warming up", s.o.Warmup) {
 		return ctx.Err()
 	}
-	s.live[calm].Reset()
+	if err := s.live.tell(calm); err != nil {
+		return err
+	}
 	if !s.wait(ctx, "calm", s.o.Duration) {
 		return ctx.Err()
 	}
-	s.phase.Store(raging)
-	if err := s.cut(victim); err != nil {
+	if err := errors.Join(s.live.tell(raging), s.cut(victim)); err != nil {
 		return err
 	}
 	for deadline := time.Now().Add(stormWithin); s.back() < len(crowd) && time.Now().Before(deadline); {
@@ -142,7 +136,9 @@ func (s *storm) weather(ctx context.Context, crowd []*refugee, victim Process) e
 			return ctx.Err()
 		}
 	}
-	s.phase.Store(past)
+	if err := s.live.tell(past); err != nil {
+		return err
+	}
 	if !s.wait(ctx, "calm again", s.o.Duration) {
 		return ctx.Err()
 	}
@@ -189,9 +185,9 @@ func (s *storm) dial(ctx context.Context, address string) (net.Conn, error) {
 	return conn, nil
 }
 
-// publish publishes to one of the servers at a rate until ctx ends. Events are stamped; with number also numbered from 1.
-func (s *storm) publish(ctx context.Context, servers []string, topic string, rate float64, number *atomic.Int64) error {
-	c, err := s.client(strings.Join(servers, ","))
+// stampedEvents publishes to one of the servers at a rate until ctx ends. Events are stamped and numbered from 1; published is told of each.
+func (o *Options) stampedEvents(ctx context.Context, servers []string, topic string, rate float64, published func(n int64)) error {
+	c, err := o.sdkClient(servers)
 	if err != nil {
 		return err
 	}
@@ -200,7 +196,7 @@ func (s *storm) publish(ctx context.Context, servers []string, topic string, rat
 	if err != nil {
 		return ended(ctx, err)
 	}
-	payload := make([]byte, max(s.o.Payload, 2*StampSize))
+	payload := make([]byte, max(o.Payload, 2*StampSize))
 	pacer := NewPacer(rate)
 	for n := int64(1); ; n++ {
 		due, err := pacer.Next(ctx)
@@ -212,9 +208,7 @@ func (s *storm) publish(ctx context.Context, servers []string, topic string, rat
 		if _, err := p.Publish(context.WithoutCancel(ctx), topic, payload); err != nil {
 			return fmt.Errorf("publishing: %s", status.Convert(err).Message())
 		}
-		if number != nil {
-			number.Store(n)
-		}
+		published(n)
 	}
 	closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), connectTimeout)
 	defer cancel()
@@ -224,39 +218,9 @@ func (s *storm) publish(ctx context.Context, servers []string, topic string, rat
 	return nil
 }
 
-func (s *storm) client(target string, opts ...runnel.Option) (*runnel.Client, error) {
-	return runnel.Dial(target, append(opts, runnel.WithToken(s.o.Token), runnel.WithCompression(s.o.Compression), runnel.WithConnectTimeout(stormWithin))...)
-}
-
-// watch follows with the subscribers that nobody cuts.
-func (s *storm) watch(ctx context.Context, group *errgroup.Group, servers []string) (n int, err error) {
-	for range s.o.Live {
-		c, err := s.client(strings.Join(servers, ","))
-		if err != nil {
-			return 0, err
-		}
-		sub, err := c.Subscribe(ctx, s.o.Topic+".live", runnel.From(runnel.New()))
-		if err != nil {
-			c.Close()
-			return 0, err
-		}
-		var shards [3]*Shard
-		for i := range shards {
-			shards[i] = s.live[i].Shard()
-		}
-		group.Go(func() error {
-			defer c.Close()
-			for ev, err := range sub.Events(ctx) {
-				if err != nil {
-					return ended(ctx, err)
-				}
-				shards[s.phase.Load()].Record(sinceStamp(ev.Payload, time.Since(began)))
-				s.delivered.Add(1)
-			}
-			return nil
-		})
-	}
-	return s.o.Live, nil
+func (o *Options) sdkClient(servers []string, opts ...runnel.Option) (*runnel.Client, error) {
+	opts = append(opts, runnel.WithToken(o.Token), runnel.WithCompression(o.Compression), runnel.WithConnectTimeout(stormWithin))
+	return runnel.Dial(strings.Join(servers, ","), opts...)
 }
 
 // refugee is a session that is to be cut.
@@ -274,7 +238,7 @@ func (s *storm) crowd(ctx context.Context, group *errgroup.Group, target string)
 	}
 	clients := make([]*runnel.Client, n)
 	for i := range clients {
-		c, err := s.client(target, runnel.WithDialOptions(grpc.WithContextDialer(s.dial)))
+		c, err := s.o.sdkClient([]string{target}, runnel.WithDialOptions(grpc.WithContextDialer(s.dial)))
 		if err != nil {
 			return nil, err
 		}
@@ -394,7 +358,7 @@ func (s *storm) settle(ctx context.Context, crowd []*refugee) {
 	}
 }
 
-func (s *storm) result(crowd []*refugee) *Storm {
+func (s *storm) result(crowd []*refugee, theirs lived) *Storm {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	st := &Storm{Sessions: len(crowd), Dropped: s.dropped, Back: len(s.returned), Twice: s.twice}
@@ -411,10 +375,6 @@ func (s *storm) result(crowd []*refugee) *Storm {
 		}
 		st.Peak = max(st.Peak, second)
 	}
-	for i, to := range []**float64{&st.Before, &st.During, &st.After} {
-		var one Result
-		s.live[i].Fill(&one)
-		*to = one.P99
-	}
+	st.Before, st.During, st.After = theirs.P99[calm], theirs.P99[raging], theirs.P99[past]
 	return st
 }

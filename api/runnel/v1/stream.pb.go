@@ -1316,7 +1316,9 @@ func (x *RefreshToken) GetToken() string {
 
 // Heartbeat says that the sender is alive.
 type Heartbeat struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// From the server, where it is not 0: takes the place of Welcome.spread_ms.
+	SpreadMs      uint32 `protobuf:"varint,1,opt,name=spread_ms,json=spreadMs,proto3" json:"spread_ms,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1349,6 +1351,13 @@ func (x *Heartbeat) ProtoReflect() protoreflect.Message {
 // Deprecated: Use Heartbeat.ProtoReflect.Descriptor instead.
 func (*Heartbeat) Descriptor() ([]byte, []int) {
 	return file_runnel_v1_stream_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *Heartbeat) GetSpreadMs() uint32 {
+	if x != nil {
+		return x.SpreadMs
+	}
+	return 0
 }
 
 // StreamResponse is what the server sends on a stream. Controls apply before the deliveries of the same message.
@@ -2757,8 +2766,9 @@ const file_runnel_v1_stream_proto_rawDesc = "" +
 	"\fsubscription\x18\x01 \x01(\rR\fsubscription\x12\x16\n" +
 	"\x06events\x18\x02 \x01(\rR\x06events\"$\n" +
 	"\fRefreshToken\x12\x14\n" +
-	"\x05token\x18\x01 \x01(\tR\x05token\"\v\n" +
-	"\tHeartbeat\"u\n" +
+	"\x05token\x18\x01 \x01(\tR\x05token\"(\n" +
+	"\tHeartbeat\x12\x1b\n" +
+	"\tspread_ms\x18\x01 \x01(\rR\bspreadMs\"u\n" +
 	"\x0eStreamResponse\x123\n" +
 	"\n" +
 	"deliveries\x18\x01 \x03(\v2\x13.runnel.v1.DeliveryR\n" +
