@@ -107,33 +107,47 @@ func (l *log) announceLocked() {
 	l.moved = make(chan struct{})
 }
 
-// Check implements engine.Log. A position above head may come from a node that is ahead of this one: the stream is asked, and
-// waited for.
+// How long a position above head is waited for before the stream's leader is asked. A node that is behind catches up in much less, and thousands
+// of sessions that come from a node that died must not ask all at once. With replicas the leader alone cannot tell: another replica may have
+// stored, and shown, what the leader stores a moment later.
+const (
+	aheadWait         = 200 * time.Millisecond
+	aheadWaitReplicas = 3 * time.Second
+)
+
+// Check implements engine.Log. A position above head may come from a node that is ahead of this one.
 func (l *log) Check(p engine.Position) error {
 	err := l.check(p)
 	var changed *engine.EpochChangedError
 	if s := l.State(); !l.kept || !errors.As(err, &changed) || p.Epoch != "" && p.Epoch != s.Epoch {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(l.e.ctx, apiWait)
+	patience := aheadWait
+	if l.e.o.Replicas > 1 {
+		patience = aheadWaitReplicas
+	}
+	ctx, cancel := context.WithTimeout(l.e.ctx, patience+apiWait)
 	defer cancel()
-	for n := 0; ; n++ {
-		i, lookErr := l.e.info(ctx, l.stream, nil)
-		if lookErr != nil || i.Config.Metadata[metaEpoch] != l.State().Epoch {
-			return err
-		}
-		if i.State.Last >= p.Offset {
-			break
-		}
-		// Another replica may have stored, and shown, what the leader stores a moment later.
-		if l.e.o.Replicas == 1 || n == 2 || pause(ctx, n) != nil {
-			return err
-		}
+	waiting, stop := context.WithTimeout(ctx, patience)
+	defer stop()
+	if l.await(waiting, p.Offset) == nil {
+		return l.check(p)
 	}
-	if l.await(ctx, p.Offset) != nil {
-		return err
+	i, err := l.e.info(ctx, l.stream, nil)
+	switch {
+	case err != nil:
+	case i.Config.Metadata[metaEpoch] == l.State().Epoch && i.State.Last >= p.Offset:
+		err = l.await(ctx, p.Offset)
 	}
-	return l.check(p)
+	switch {
+	case err == nil:
+		return l.check(p)
+	case l.e.ctx.Err() != nil:
+		return engine.ErrClosed
+	case l.readable() != nil:
+		return engine.ErrDeleted
+	}
+	return fmt.Errorf("%w: it is not known whether there is an offset %d: %s", engine.ErrUnavailable, p.Offset, oneLine(err))
 }
 
 func (l *log) check(p engine.Position) error {
