@@ -49,7 +49,11 @@ func factory(c *natstest.Cluster, replicas int, histories ...engine.History) eng
 					opened = true
 					t.Cleanup(func() { deleteStreams(t, c, prefix) })
 				}
-				return Open(Options{URLs: c.URLs(), Replicas: replicas, Prefix: prefix, Namespace: o.Namespace, Logger: logger()})
+				e, err := Open(Options{URLs: c.URLs(), Replicas: replicas, Prefix: prefix, Namespace: o.Namespace, Logger: logger()})
+				if err == nil {
+					e.aheadWait = 50 * time.Millisecond // the suite looks at hundreds of positions from the future
+				}
+				return e, err
 			}}
 		},
 	}

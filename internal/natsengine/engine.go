@@ -61,16 +61,17 @@ const (
 // Engine is an engine.Engine.
 type Engine struct {
 	// Fixed after Open.
-	o      Options
-	write  *link
-	feed   *link
-	reads  [readers]*link
-	ctx    context.Context // of everything in the background; appends outlive it by a little
-	stop   context.CancelFunc
-	kill   context.CancelFunc // ends appends that Close cannot wait for
-	killed context.Context
-	group  sync.WaitGroup
-	nonce  string // begins the name of every append of this process
+	o         Options
+	write     *link
+	feed      *link
+	reads     [readers]*link
+	ctx       context.Context // of everything in the background; appends outlive it by a little
+	stop      context.CancelFunc
+	kill      context.CancelFunc // ends appends that Close cannot wait for
+	killed    context.Context
+	group     sync.WaitGroup
+	nonce     string        // begins the name of every append of this process
+	aheadWait time.Duration // for a position above head
 
 	appends sync.WaitGroup
 	turn    atomic.Uint64
@@ -114,7 +115,10 @@ func Open(o Options) (*Engine, error) {
 	}
 	e := &Engine{
 		o: o, nonce: newEpoch(), opens: map[string]*opening{}, deletes: map[string]chan struct{}{}, troubles: map[string]error{}, done: make(chan struct{}),
-		window: semaphore.NewWeighted(appendWindow), reading: semaphore.NewWeighted(readers * readsAtOnce),
+		window: semaphore.NewWeighted(appendWindow), reading: semaphore.NewWeighted(readers * readsAtOnce), aheadWait: aheadWait,
+	}
+	if o.Replicas > 1 {
+		e.aheadWait = aheadWaitReplicas
 	}
 	if err := e.connect(); err != nil {
 		e.disconnect()

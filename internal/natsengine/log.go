@@ -122,13 +122,9 @@ func (l *log) Check(p engine.Position) error {
 	if s := l.State(); !l.kept || !errors.As(err, &changed) || p.Epoch != "" && p.Epoch != s.Epoch {
 		return err
 	}
-	patience := aheadWait
-	if l.e.o.Replicas > 1 {
-		patience = aheadWaitReplicas
-	}
-	ctx, cancel := context.WithTimeout(l.e.ctx, patience+apiWait)
+	ctx, cancel := context.WithTimeout(l.e.ctx, l.e.aheadWait+apiWait)
 	defer cancel()
-	waiting, stop := context.WithTimeout(ctx, patience)
+	waiting, stop := context.WithTimeout(ctx, l.e.aheadWait)
 	defer stop()
 	if l.await(waiting, p.Offset) == nil {
 		return l.check(p)
