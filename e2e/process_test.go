@@ -5,6 +5,7 @@ import (
 	"cmp"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -54,6 +55,16 @@ func onNATS(c *natstest.Cluster) []string {
 	return []string{"RUNNEL_ENGINE=nats", "RUNNEL_NATS_URLS=" + strings.Join(c.URLs(), ","), fmt.Sprint("RUNNEL_NATS_REPLICAS=", c.Size())}
 }
 
+// elsewhere is the environment of a server whose test does not say where it keeps its events: none, or that of the NATS servers in RUNNEL_TEST_NATS,
+// under a prefix of its own.
+func elsewhere() []string {
+	urls := os.Getenv("RUNNEL_TEST_NATS")
+	if urls == "" {
+		return nil
+	}
+	return []string{"RUNNEL_ENGINE=nats", "RUNNEL_NATS_URLS=" + urls, "RUNNEL_NATS_REPLICAS=1", fmt.Sprintf("RUNNEL_NATS_PREFIX=e2e%08x", rand.Uint32())}
+}
+
 // process is a server process that can be killed and started again on its data.
 type process struct {
 	t            *testing.T
@@ -66,6 +77,9 @@ type process struct {
 }
 
 func (p *process) start() {
+	if !slices.Contains(p.env, "RUNNEL_ENGINE=nats") {
+		p.env = append(p.env, elsewhere()...)
+	}
 	p.cmd = exec.Command(p.binary, "serve", "--dev", "--listen", p.addr, "--admin", cmp.Or(p.admin, "off"), "--data", p.data, "--log-level", "warn")
 	// The test's own variables are no configuration.
 	p.cmd.Env = slices.DeleteFunc(os.Environ(), func(kv string) bool { return strings.HasPrefix(kv, "RUNNEL_") })

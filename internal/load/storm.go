@@ -196,13 +196,13 @@ func (o *Options) stampedEvents(ctx context.Context, servers []string, topic str
 	if err != nil {
 		return ended(ctx, err)
 	}
-	payload := make([]byte, max(o.Payload, 2*StampSize))
 	pacer := NewPacer(rate)
 	for n := int64(1); ; n++ {
 		due, err := pacer.Next(ctx)
 		if err != nil {
 			break
 		}
+		payload := make([]byte, max(o.Payload, 2*StampSize)) // it is the publisher's until the event is acknowledged
 		Stamp(payload, due)
 		binary.LittleEndian.PutUint64(payload[StampSize:], uint64(n))
 		if _, err := p.Publish(context.WithoutCancel(ctx), topic, payload); err != nil {
