@@ -6,6 +6,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/runnelhq/runnel/internal/engine"
+	"github.com/runnelhq/runnel/internal/ring"
 	"github.com/runnelhq/runnel/internal/topic"
 )
 
@@ -98,7 +99,7 @@ func (l *log) endIfGone(ctx context.Context) bool {
 func (l *log) end() {
 	l.mu.Lock()
 	over := l.lost != nil
-	l.lost, l.ring, l.recall = engine.ErrDeleted, ring{}, recall{}
+	l.lost, l.ring, l.recall = engine.ErrDeleted, ring.Ring{}, recall{}
 	if !over {
 		l.announceLocked()
 	}

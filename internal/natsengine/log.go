@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/runnelhq/runnel/internal/engine"
+	"github.com/runnelhq/runnel/internal/ring"
 )
 
 // log is an engine.Log: what this node knows of a stream. It is over when the stream is deleted, by whomever: the namespace's next
@@ -36,7 +37,7 @@ type log struct {
 	time   int64  // of the event at head, or of one before it
 	oldest uint64 // may be above head+1: then the node is yet to see what is gone already
 	limit  uint64 // events the stream keeps; 0: any number
-	ring   ring
+	ring   ring.Ring
 	recall recall // of the ring
 	tails  map[*tail]struct{}
 	moved  chan struct{}       // closed and replaced when head or epoch change
@@ -80,7 +81,7 @@ func (l *log) begin(i *streamInfo) {
 	}
 	l.epoch, l.head, l.oldest, l.time = i.Config.Metadata[metaEpoch], i.State.Last, i.State.oldest(), 0
 	l.limit = uint64(max(i.Config.MaxMsgs, 0))
-	l.ring, l.recall, l.short = ring{}, recall{}, time.Time{}
+	l.ring, l.recall, l.short = ring.Ring{}, recall{}, time.Time{}
 	l.shelf.clear()
 	l.announceLocked()
 }

@@ -10,6 +10,7 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"github.com/runnelhq/runnel/internal/engine"
+	"github.com/runnelhq/runnel/internal/ring"
 	"github.com/runnelhq/runnel/internal/topic"
 	"github.com/runnelhq/runnel/internal/wire"
 )
@@ -153,7 +154,7 @@ func (l *log) take(m *nats.Msg, last *topic.Name) {
 	l.oldest = l.head + 1
 	if len(l.tails) > 0 {
 		body := wire.AppendTimestamp(append(make([]byte, 0, len(m.Data)+wire.MaxTrailer), m.Data...), l.time)
-		l.ring.add([]engine.Event{{Offset: l.head, Topic: *last, Timestamp: l.time, Wire: body}})
+		l.ring.Add([]engine.Event{{Offset: l.head, Topic: *last, Timestamp: l.time, Wire: body}}, 0)
 	}
 	if s := l.sent[first(m.Header, headerName)]; s != nil {
 		s.seen(0, l.time)
@@ -168,7 +169,7 @@ func (l *log) anew() {
 	if l.lost != nil {
 		return
 	}
-	l.epoch, l.ring, l.hears = newEpoch(), ring{}, make(chan struct{})
+	l.epoch, l.ring, l.hears = newEpoch(), ring.Ring{}, make(chan struct{})
 	l.announceLocked()
 }
 

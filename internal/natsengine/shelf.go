@@ -5,6 +5,7 @@ import (
 	"sync"
 
 	"github.com/runnelhq/runnel/internal/engine"
+	"github.com/runnelhq/runnel/internal/ring"
 	"github.com/runnelhq/runnel/internal/topic"
 )
 
@@ -76,7 +77,7 @@ func (s *shelf) open(first uint64) (b *book, mine bool) {
 // add puts a book that was read on the shelf, and takes the oldest off it. One that has nothing is read again by the next who wants it.
 func (s *shelf) add(b *book, most int) {
 	for i := range b.events {
-		b.bytes += eventCost + len(b.events[i].Wire)
+		b.bytes += ring.EventCost + len(b.events[i].Wire)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()

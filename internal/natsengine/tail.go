@@ -3,7 +3,6 @@ package natsengine
 import (
 	"context"
 	"errors"
-	"slices"
 	"sync"
 
 	"github.com/runnelhq/runnel/internal/engine"
@@ -14,84 +13,9 @@ const (
 	// allRings bounds what all logs keep together, but for leastRing each.
 	allRings  = 256 << 20
 	leastRing = 64 << 10
-	// eventCost is what an event costs in a ring beside its bytes, its id among them.
-	eventCost = 200
-	// A page from the ring takes groups together up to these bounds.
-	tailEvents = 1024
-	tailBytes  = 256 << 10
+	// idCost is what the id of an event in the ring costs.
+	idCost = 104
 )
-
-// ring holds recent events, oldest first, in groups as they came.
-type ring struct {
-	groups []recent
-	bytes  int
-}
-
-// recent is a group of events. Their offsets are dense.
-type recent struct {
-	events []engine.Event
-	bytes  int
-}
-
-func (r recent) last() uint64 { return r.events[len(r.events)-1].Offset }
-
-func (r *ring) add(events []engine.Event) {
-	if len(events) == 0 {
-		return
-	}
-	bytes := eventCost * len(events)
-	for i := range events {
-		bytes += len(events[i].Wire)
-	}
-	r.groups = append(r.groups, recent{events, bytes})
-	r.bytes += bytes
-}
-
-// drop takes the oldest group away.
-func (r *ring) drop() {
-	r.bytes -= r.groups[0].bytes
-	r.groups[0] = recent{}
-	r.groups = r.groups[1:]
-}
-
-// find returns the number of the first group that ends at an offset or above.
-func (r *ring) find(offset uint64) int {
-	i, _ := slices.BinarySearchFunc(r.groups, offset, func(c recent, offset uint64) int {
-		if c.last() < offset {
-			return -1
-		}
-		return 1
-	})
-	return i
-}
-
-// from returns the events from offset next on, a page of them; none if the ring does not hold that one.
-func (r *ring) from(next uint64) []engine.Event {
-	i := r.find(next)
-	if i == len(r.groups) || r.groups[i].events[0].Offset > next {
-		return nil
-	}
-	bytes := r.groups[i].bytes
-	events := r.groups[i].events[next-r.groups[i].events[0].Offset:]
-	events = slices.Clip(events) // shared with other tails: never appended to in place
-	for _, c := range r.groups[i+1:] {
-		bytes += c.bytes
-		follows := c.events[0].Offset == events[len(events)-1].Offset+1
-		if !follows || len(events)+len(c.events) > tailEvents || bytes > tailBytes {
-			break
-		}
-		events = append(events, c.events...)
-	}
-	return events
-}
-
-// above is the first offset behind next that the ring holds; 0 if there is none.
-func (r *ring) above(next uint64) uint64 {
-	if i := r.find(next); i < len(r.groups) {
-		return max(next, r.groups[i].events[0].Offset)
-	}
-	return 0
-}
 
 // tail follows a log: from the ring of recent events, or from the stream where the ring does not reach back.
 type tail struct {
@@ -172,7 +96,7 @@ func (t *tail) take() (page engine.Page, from uint64, wait <-chan struct{}, err 
 	if t.next > l.head {
 		return page, 0, l.moved, nil
 	}
-	if events := l.ring.from(t.next); len(events) > 0 {
+	if events := l.ring.From(t.next); len(events) > 0 {
 		last := events[len(events)-1].Offset
 		t.next = last + 1
 		return engine.Page{Events: events, Scanned: last}, 0, nil, nil
@@ -250,11 +174,12 @@ func (l *log) tailMoved() {
 // and no others.
 func (l *log) dropLocked() {
 	if l.kept {
-		for len(l.ring.groups) > 0 && l.ring.bytes > l.e.ringBytes() {
-			l.ring.drop()
+		first, _, ok := l.ring.Oldest()
+		for ; ok && l.ring.Bytes() > l.e.ringBytes(); first, _, ok = l.ring.Oldest() {
+			l.ring.Drop()
 		}
-		if len(l.ring.groups) > 0 {
-			l.recall.forget(l.ring.groups[0].events[0].Offset)
+		if ok {
+			l.recall.forget(first)
 		}
 		return
 	}
@@ -262,8 +187,8 @@ func (l *log) dropLocked() {
 	for t := range l.tails {
 		next = min(next, t.next)
 	}
-	for len(l.ring.groups) > 0 && l.ring.groups[0].last() < next {
-		l.ring.drop()
+	for _, last, ok := l.ring.Oldest(); ok && last < next; _, last, ok = l.ring.Oldest() {
+		l.ring.Drop()
 	}
 }
 
@@ -283,5 +208,5 @@ func (l *log) hasRoom() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.dropLocked()
-	return l.ring.bytes <= maxRing
+	return l.ring.Bytes() <= maxRing
 }

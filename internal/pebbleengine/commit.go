@@ -295,7 +295,7 @@ func (l *log) deliver(r *round) {
 		l.oldest = r.next // nothing is retained
 	}
 	if len(l.tails) > 0 {
-		l.ring.add(r.events)
+		l.ring.Add(r.events, 0)
 	}
 	l.dropLocked()
 	l.announceLocked()

@@ -9,6 +9,8 @@ import (
 	"sync"
 
 	"github.com/cockroachdb/pebble/v2"
+
+	"github.com/runnelhq/runnel/internal/ring"
 )
 
 // maxEpochs bounds the epochs a namespace remembers; positions of older ones are refused.
@@ -100,7 +102,7 @@ func (l *log) load(db *pebble.DB) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.epochs, l.head, l.oldest = epochs, last.offset, t.oldest
-	l.ring, l.lost = ring{}, nil
+	l.ring, l.lost = ring.Ring{}, nil
 	l.announceLocked()
 	return nil
 }

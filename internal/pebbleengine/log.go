@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/runnelhq/runnel/internal/engine"
+	"github.com/runnelhq/runnel/internal/ring"
 )
 
 const (
@@ -48,7 +49,7 @@ type log struct {
 	epochs []epoch
 	head   uint64
 	oldest uint64
-	ring   ring
+	ring   ring.Ring
 	tails  map[*tail]struct{}
 	moved  chan struct{} // closed and replaced when head, epochs or lost change
 	// lost is why nothing can be read any more: ErrDeleted, or that a deletion failed, until the log is loaded anew.

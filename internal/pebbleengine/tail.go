@@ -3,78 +3,12 @@ package pebbleengine
 import (
 	"context"
 	"errors"
-	"slices"
 	"sync"
 
 	"github.com/runnelhq/runnel/internal/engine"
 )
 
-const (
-	maxRing = 8 << 20 // bytes of recent events kept for tails
-	// eventCost is what an event costs in a ring beside its bytes.
-	eventCost = 96
-	// A page from the ring takes commits together up to these bounds.
-	tailEvents = 1024
-	tailBytes  = 256 << 10
-)
-
-// ring holds the events of recent commits for the tails, oldest first. Commits may be missing, but never a part of one.
-type ring struct {
-	commits []recent
-	bytes   int
-}
-
-// recent is the events of one commit. Their offsets are dense.
-type recent struct {
-	events []engine.Event
-	bytes  int
-}
-
-func (r recent) last() uint64 { return r.events[len(r.events)-1].Offset }
-
-func (r *ring) add(events []engine.Event) {
-	if len(events) == 0 {
-		return
-	}
-	bytes := eventCost * len(events)
-	for i := range events {
-		bytes += len(events[i].Wire)
-	}
-	r.commits = append(r.commits, recent{events, bytes})
-	r.bytes += bytes
-}
-
-// drop takes the oldest commit away.
-func (r *ring) drop() {
-	r.bytes -= r.commits[0].bytes
-	r.commits[0] = recent{}
-	r.commits = r.commits[1:]
-}
-
-// from returns the events from offset next on, a page of them; none if the ring does not hold that one.
-func (r *ring) from(next uint64) []engine.Event {
-	i, _ := slices.BinarySearchFunc(r.commits, next, func(c recent, next uint64) int {
-		if c.last() < next {
-			return -1
-		}
-		return 1
-	})
-	if i == len(r.commits) || r.commits[i].events[0].Offset > next {
-		return nil
-	}
-	bytes := r.commits[i].bytes
-	events := r.commits[i].events[next-r.commits[i].events[0].Offset:]
-	events = slices.Clip(events) // shared with other tails: never appended to in place
-	for _, c := range r.commits[i+1:] {
-		bytes += c.bytes
-		follows := c.events[0].Offset == events[len(events)-1].Offset+1
-		if !follows || len(events)+len(c.events) > tailEvents || bytes > tailBytes {
-			break
-		}
-		events = append(events, c.events...)
-	}
-	return events
-}
+const maxRing = 8 << 20 // bytes of recent events kept for tails
 
 // tail follows a log: from the ring of recent commits, or from the log itself where the ring does not reach back.
 type tail struct {
@@ -152,7 +86,7 @@ func (t *tail) take() (page engine.Page, from uint64, wait <-chan struct{}, err 
 	if t.next > l.head {
 		return page, 0, l.moved, nil
 	}
-	if events := l.ring.from(t.next); len(events) > 0 {
+	if events := l.ring.From(t.next); len(events) > 0 {
 		last := events[len(events)-1].Offset
 		t.next = last + 1
 		return engine.Page{Events: events, Scanned: last}, 0, nil, nil
@@ -208,12 +142,11 @@ func (l *log) dropLocked() {
 	for t := range l.tails {
 		next = min(next, t.next)
 	}
-	for len(l.ring.commits) > 0 {
-		seen := l.ring.commits[0].last() < next
-		if !seen && (l.st == nil || l.ring.bytes <= maxRing) {
+	for _, last, ok := l.ring.Oldest(); ok; _, last, ok = l.ring.Oldest() {
+		if last >= next && (l.st == nil || l.ring.Bytes() <= maxRing) {
 			return
 		}
-		l.ring.drop()
+		l.ring.Drop()
 	}
 }
 
@@ -233,5 +166,5 @@ func (l *log) hasRoom() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.dropLocked()
-	return l.ring.bytes <= maxRing
+	return l.ring.Bytes() <= maxRing
 }
