@@ -62,7 +62,8 @@ func elsewhere() []string {
 	if urls == "" {
 		return nil
 	}
-	return []string{"RUNNEL_ENGINE=nats", "RUNNEL_NATS_URLS=" + urls, "RUNNEL_NATS_REPLICAS=1", fmt.Sprintf("RUNNEL_NATS_PREFIX=e2e%08x", rand.Uint32())}
+	return []string{"RUNNEL_ENGINE=nats", "RUNNEL_NATS_URLS=" + urls, "RUNNEL_NATS_REPLICAS=1", fmt.Sprintf("RUNNEL_NATS_PREFIX=e2e%08x", rand.Uint32()),
+		"RUNNEL_LIMITS_MAX_PAYLOAD_BYTES=1MiB"} // as elsewhere: the server must take it
 }
 
 // process is a server process that can be killed and started again on its data.

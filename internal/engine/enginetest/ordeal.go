@@ -106,6 +106,7 @@ func (o *ordeal) round(l engine.Log) engine.Log {
 	if o.fail {
 		o.g.storage.Fail(o.rng.IntN(60), 1+o.rng.IntN(3))
 	}
+	rng := newRand(o.rng.Uint64()) // whoever ends the round uses o.rng
 	for _, w := range o.writers {
 		group.Go(func() { w.run(ctx, l, other) })
 	}
@@ -113,7 +114,6 @@ func (o *ordeal) round(l engine.Log) engine.Log {
 		group.Go(func() { f.run(ctx, l) })
 	}
 	disturbed := make(chan struct{})
-	rng := newRand(o.rng.Uint64())
 	group.Go(func() {
 		defer close(disturbed)
 		if o.g.storage.Disturb != nil {
