@@ -72,6 +72,7 @@ type Engine struct {
 	group     sync.WaitGroup
 	nonce     string        // begins the name of every append of this process
 	aheadWait time.Duration // for a position above head
+	lockLife  time.Duration // after which a lock's holder is taken for dead
 
 	appends sync.WaitGroup
 	turn    atomic.Uint64
@@ -115,7 +116,7 @@ func Open(o Options) (*Engine, error) {
 	}
 	e := &Engine{
 		o: o, nonce: newEpoch(), opens: map[string]*opening{}, deletes: map[string]chan struct{}{}, troubles: map[string]error{}, done: make(chan struct{}),
-		window: semaphore.NewWeighted(appendWindow), reading: semaphore.NewWeighted(readers * readsAtOnce), aheadWait: aheadWait,
+		window: semaphore.NewWeighted(appendWindow), reading: semaphore.NewWeighted(readers * readsAtOnce), aheadWait: aheadWait, lockLife: lockLife,
 	}
 	if o.Replicas > 1 {
 		e.aheadWait = aheadWaitReplicas

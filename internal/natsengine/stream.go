@@ -24,6 +24,7 @@ const metaEpoch = "runnel-epoch"
 const (
 	codeStreamNotFound    = 10059
 	codeOtherStream       = 10060
+	codeNameInUse         = 10058
 	codeOverlap           = 10065
 	codeNotCreated        = 10049
 	codeNotClustered      = 10074
@@ -46,10 +47,12 @@ const (
 
 // streamInfo is what JetStream says of a stream.
 type streamInfo struct {
-	Config jetstream.StreamConfig `json:"config"`
-	State  streamState            `json:"state"`
-	Error  *jetstream.APIError    `json:"error"`
-	Total  int                    `json:"total"` // subjects there are, of which State holds a page
+	Config  jetstream.StreamConfig `json:"config"`
+	Created time.Time              `json:"created"`
+	Now     time.Time              `json:"ts"`
+	State   streamState            `json:"state"`
+	Error   *jetstream.APIError    `json:"error"`
+	Total   int                    `json:"total"` // subjects there are, of which State holds a page
 }
 
 type streamState struct {
@@ -205,10 +208,18 @@ func newEpoch() string {
 	return hex.EncodeToString(b[:])
 }
 
-// stream makes sure that a namespace's stream is there and as it must be. Of nodes that make one at the same moment one succeeds.
+// stream makes sure that a namespace's stream is there and as it must be. Nodes make one in turn.
 func (e *Engine) stream(ctx context.Context, namespace string, cfg engine.Config) (*streamInfo, error) {
 	const attempts = 8
 	want := e.o.settings(namespace, cfg)
+	if i, err := e.found(ctx, namespace, want); i != nil || err != nil {
+		return i, err
+	}
+	unlock, err := e.lock(ctx, namespace)
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
 	for n := 0; ; n++ {
 		i, err := e.found(ctx, namespace, want)
 		if i != nil || err != nil {
@@ -251,7 +262,7 @@ func (e *Engine) found(ctx context.Context, namespace string, want jetstream.Str
 
 // look is a namespace's stream, whatever it is like; nil if there is none.
 func (e *Engine) look(ctx context.Context, namespace string) (*streamInfo, error) {
-	const attempts = 8
+	const attempts, silences = 8, 2
 	for n := 0; ; n++ {
 		name, err := e.find(ctx, namespace)
 		if err != nil {
@@ -264,8 +275,9 @@ func (e *Engine) look(ctx context.Context, namespace string) (*streamInfo, error
 		if err == nil {
 			return i, nil
 		}
-		// Not found: it was deleted meanwhile, or its leader is new.
-		if !isCode(err, codeStreamNotFound) || n == attempts || pause(ctx, n) != nil {
+		// Not found: it was deleted meanwhile, or its leader is new. Silent: it is just being made, and has none yet.
+		again := isCode(err, codeStreamNotFound) && n < attempts || errors.Is(err, errSilent) && n < silences
+		if !again || pause(ctx, n) != nil {
 			return nil, apiError("cannot look at stream "+name, err)
 		}
 	}

@@ -20,8 +20,11 @@ type Table struct {
 	subject string // but for the key
 }
 
-// tableWait bounds how long the values that are there may take to come.
-const tableWait = 20 * time.Second
+// tableWait bounds how long the values that are there may take to come; it is looked at every tableLook whether there are any.
+const (
+	tableWait = 20 * time.Second
+	tableLook = 250 * time.Millisecond
+)
 
 // Table opens the table of that name, making it if it is new, and calls f with every value: those that are there before it returns, then each
 // that is put by any node, in the order in which they are put, one after the other, until the engine is closed. While NATS is away none come;
@@ -62,12 +65,24 @@ func (e *Engine) Table(name string, f func(value []byte)) (*Table, error) {
 		reading.Stop()
 		<-reading.Closed()
 	})
-	select {
-	case <-there:
-		return t, nil
-	case <-ctx.Done():
-		return nil, fmt.Errorf("stream %s does not say what is in it: its servers may have no majority", t.stream)
+	// What was to come last may have been forgotten before it came: then twice nothing is on its way.
+	look := time.NewTicker(tableLook)
+	defer look.Stop()
+	for none := 0; none < 2; {
+		select {
+		case <-there:
+			return t, nil
+		case <-look.C:
+		case <-ctx.Done():
+			return nil, fmt.Errorf("stream %s does not say what is in it: its servers may have no majority", t.stream)
+		}
+		if i, err := consumer.Info(ctx); err == nil && i.NumPending == 0 {
+			none++
+		} else {
+			none = 0
+		}
 	}
+	return t, nil
 }
 
 // make makes sure that the stream is there.

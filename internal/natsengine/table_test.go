@@ -109,3 +109,28 @@ func TestTable(t *testing.T) {
 		t.Errorf("another prefix has %v", s.m)
 	}
 }
+
+// A table whose values are forgotten while it is opened is open all the same.
+func TestTableForgetsMeanwhile(t *testing.T) {
+	t.Parallel()
+	e := open(t, Options{URLs: natstest.New(t, 1).URLs(), Replicas: 1})
+	first, err := e.Table("things", func([]byte) {})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := first.Put(t.Context(), "a", []byte("a"), time.Second); err != nil {
+		t.Fatal(err)
+	}
+	var opening sync.WaitGroup
+	for put := time.Now(); time.Since(put) < 1500*time.Millisecond; time.Sleep(2 * time.Millisecond) {
+		if time.Since(put) < 800*time.Millisecond {
+			continue
+		}
+		opening.Go(func() {
+			if _, err := e.Table("things", func([]byte) {}); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	opening.Wait()
+}
