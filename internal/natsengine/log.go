@@ -259,7 +259,8 @@ func (l *log) watch() {
 	)
 	tick := time.NewTicker(every)
 	defer tick.Stop()
-	last := uint64(0) // the newest offset there was, when the stream was last looked at
+	last := uint64(0)     // the newest offset there was, when the stream was last looked at
+	behind := time.Time{} // since when the consumer brings nothing though there is something
 	for n, head := 1, uint64(0); ; n++ {
 		select {
 		case <-tick.C:
@@ -271,8 +272,18 @@ func (l *log) watch() {
 		if s.Head == head && l.cfg.Load().MaxAge == 0 && n%quiet != 0 && !l.isSending() && l.e.Health() == nil {
 			continue
 		}
-		if s.Head == head && head < last { // the consumer brings nothing, and there is something: its server may be cut off
-			l.e.feed.heard(false)
+		switch {
+		case s.Head != head || head >= last:
+			behind = time.Time{}
+		case behind.IsZero():
+			behind = time.Now()
+		case time.Since(behind) > badFor:
+			// The connection's server may be cut off, or that of the consumer, which is made anew when it falls silent; the connection
+			// need not have been without answers.
+			l.e.o.Logger.Warn("nothing comes from the stream, and there is something: the connection goes to another server",
+				"namespace", l.name, "server", l.e.feed.nc.ConnectedServerName(), "head", head, "newest", last)
+			l.e.feed.move()
+			behind = time.Now()
 		}
 		head = s.Head
 		i, err := l.e.info(l.ctx, l.stream, nil)
