@@ -46,7 +46,7 @@ func TestSentAgain(t *testing.T) {
 		if sent := one.e.write.nc.Stats().OutMsgs - before; sent > 110 {
 			t.Errorf("%d messages for 100 events", sent)
 		}
-		if n := reads(one.e) - read; n > 0 {
+		if n := reads(one.e) - read; n > 50 { // the stream is looked at now and then
 			t.Errorf("%d reads", n)
 		}
 		if err := other.await(t.Context(), one.State().Head); err != nil {
