@@ -1,11 +1,9 @@
 package e2e
 
 import (
-	"context"
 	"math/rand/v2"
 	"os"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -37,13 +35,7 @@ func TestCluster(t *testing.T) {
 	all := strings.Join(addresses, ",")
 
 	l := newLedger(true)
-	ctx, stop := context.WithCancel(t.Context())
-	following, unfollow := context.WithCancel(t.Context())
-	var publishers, followers sync.WaitGroup
-	for i := range clients {
-		publishers.Go(func() { l.publish(ctx, all, i) })
-		followers.Go(func() { l.follow(following, all, i) })
-	}
+	finish := l.load(t, all)
 	for n := range kills {
 		l.awaitProgress(t)
 		time.Sleep(time.Duration(50+rng.IntN(400)) * time.Millisecond) // the moment of the kill is what is random here
@@ -60,10 +52,5 @@ func TestCluster(t *testing.T) {
 		l.awaitProgress(t) // without it
 		p.start()
 	}
-	stop()
-	publishers.Wait()
-	l.awaitFollowers(t)
-	unfollow()
-	followers.Wait()
-	l.report(t)
+	finish()
 }

@@ -114,25 +114,33 @@ func testCrash(t *testing.T, settings []string) {
 	t.Cleanup(func() { p.kill() })
 
 	l := newLedger(settings != nil)
-	ctx, stop := context.WithCancel(t.Context())
-	following, unfollow := context.WithCancel(t.Context())
-	var publishers, followers sync.WaitGroup
-	for i := range clients {
-		publishers.Go(func() { l.publish(ctx, p.addr, i) })
-		followers.Go(func() { l.follow(following, p.addr, i) })
-	}
+	finish := l.load(t, p.addr)
 	for range kills {
 		l.awaitProgress(t)
 		time.Sleep(time.Duration(50+rng.IntN(400)) * time.Millisecond) // the moment of the kill is what is random here
 		p.kill()
 		p.start()
 	}
-	stop()
-	publishers.Wait()
-	l.awaitFollowers(t)
-	unfollow()
-	followers.Wait()
-	l.report(t)
+	finish()
+}
+
+// load has publishers and followers at work on servers until finish, which waits until all is there and reports.
+func (l *ledger) load(t *testing.T, servers string) (finish func()) {
+	ctx, stop := context.WithCancel(t.Context())
+	following, unfollow := context.WithCancel(t.Context())
+	var publishers, followers sync.WaitGroup
+	for i := range clients {
+		publishers.Go(func() { l.publish(ctx, servers, i) })
+		followers.Go(func() { l.follow(following, servers, i) })
+	}
+	return func() {
+		stop()
+		publishers.Wait()
+		l.awaitFollowers(t)
+		unfollow()
+		followers.Wait()
+		l.report(t)
+	}
 }
 
 func (l *ledger) report(t *testing.T) {

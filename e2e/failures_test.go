@@ -2,12 +2,10 @@ package e2e
 
 import (
 	"bytes"
-	"context"
 	"fmt"
 	"os"
 	"os/exec"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 )
@@ -44,13 +42,7 @@ func TestFailures(t *testing.T) {
 	all := strings.ReplaceAll(strings.TrimPrefix(line, "Runnel: "), " ", ",")
 
 	l := newLedger(true)
-	ctx, stop := context.WithCancel(t.Context())
-	following, unfollow := context.WithCancel(t.Context())
-	var publishers, followers sync.WaitGroup
-	for i := range clients {
-		publishers.Go(func() { l.publish(ctx, all, i) })
-		followers.Go(func() { l.follow(following, all, i) })
-	}
+	finish := l.load(t, all)
 	const settle = 10 * time.Second // leaders are elected, nodes hear of each other, clients go where they go
 	l.awaitProgress(t)
 	var table strings.Builder
@@ -89,11 +81,6 @@ func TestFailures(t *testing.T) {
 		c.run("kill", "runnel1", "runnel2", "runnel3")
 		c.run("start", "runnel1", "runnel2", "runnel3")
 	})
-	stop()
-	publishers.Wait()
-	l.awaitFollowers(t)
-	unfollow()
-	followers.Wait()
-	l.report(t)
+	finish()
 	t.Log("\n" + table.String())
 }
