@@ -64,7 +64,7 @@ func Live(ctx context.Context, o Options, commands io.Reader, out io.Writer) err
 	defer stop()
 	var publisher errgroup.Group
 	publisher.Go(func() error {
-		return o.stampedEvents(publishing, o.Servers, o.Topic+".live", o.Rate, func(int64) { l.published.Add(1) })
+		return o.stampedEvents(publishing, o.Servers, func(int64) string { return o.Topic + ".live" }, o.Rate, func(int64) { l.published.Add(1) })
 	})
 	fmt.Fprintln(out, "ready")
 	for lines := bufio.NewScanner(commands); l.phase.Load() != over && lines.Scan(); {

@@ -40,7 +40,8 @@ type Storm struct {
 }
 
 const (
-	stormEvery  = time.Second            // between events to the sessions that are to be cut
+	stormEvery  = time.Second            // between events to each session that is to be cut
+	stormTopics = 100                    // that these follow, one each, so that their events do not go to all of them at once
 	stormWithin = time.Minute            // they have to be back
 	stormTenth  = 100 * time.Millisecond // counts of connection attempts are for this long
 	// stormPace is how many sessions connect per second at first: that is not what is measured.
@@ -61,7 +62,7 @@ type storm struct {
 	dropped  int
 	twice    int64
 
-	sent atomic.Int64 // number of the last event to those sessions
+	sent atomic.Int64 // events to those sessions: to their topics in turn
 	lost atomic.Int64
 }
 
@@ -101,7 +102,7 @@ func (r *run) storm(ctx context.Context) (*Result, error) {
 	var publishers errgroup.Group
 	publishers.Go(func() error {
 		defer stop() // a failure ends the phases
-		return r.o.stampedEvents(publishing, others, r.o.Topic+".storm", float64(time.Second)/float64(stormEvery), s.sent.Store)
+		return r.o.stampedEvents(publishing, others, s.topic, stormTopics*float64(time.Second)/float64(stormEvery), s.sent.Store)
 	})
 	began := s.mark()
 	err = s.weather(publishing, crowd, victim)
@@ -116,6 +117,12 @@ func (r *run) storm(ctx context.Context) (*Result, error) {
 	res.Lost, res.Storm = s.lost.Load()+theirs.Lost, s.result(crowd, theirs)
 	return res, fail(err)
 }
+
+// topic is that of event n, and of session n, both from 0.
+func (s *storm) topic(n int64) string { return fmt.Sprintf("%s.storm.%d", s.o.Topic, n%stormTopics) }
+
+// last is the number of the last event on a topic, from 1, when so many were sent in all.
+func last(sent int64, topic int) int64 { return (sent - int64(topic) + stormTopics - 1) / stormTopics }
 
 // weather is what happens: calm, the cut, the time until all are back or it is too late, and calm.
 func (s *storm) weather(ctx context.Context, crowd []*refugee, victim Process) error {
@@ -185,8 +192,9 @@ func (s *storm) dial(ctx context.Context, address string) (net.Conn, error) {
 	return conn, nil
 }
 
-// stampedEvents publishes to one of the servers at a rate until ctx ends. Events are stamped and numbered from 1; published is told of each.
-func (o *Options) stampedEvents(ctx context.Context, servers []string, topic string, rate float64, published func(n int64)) error {
+// stampedEvents publishes to one of the servers at a rate until ctx ends. Events are stamped and numbered from 0; topic has that of each, and
+// published is told how many there are.
+func (o *Options) stampedEvents(ctx context.Context, servers []string, topic func(n int64) string, rate float64, published func(n int64)) error {
 	c, err := o.sdkClient(servers)
 	if err != nil {
 		return err
@@ -197,7 +205,7 @@ func (o *Options) stampedEvents(ctx context.Context, servers []string, topic str
 		return ended(ctx, err)
 	}
 	pacer := NewPacer(rate)
-	for n := int64(1); ; n++ {
+	for n := int64(0); ; n++ {
 		due, err := pacer.Next(ctx)
 		if err != nil {
 			break
@@ -205,10 +213,10 @@ func (o *Options) stampedEvents(ctx context.Context, servers []string, topic str
 		payload := make([]byte, max(o.Payload, 2*StampSize)) // it is the publisher's until the event is acknowledged
 		Stamp(payload, due)
 		binary.LittleEndian.PutUint64(payload[StampSize:], uint64(n))
-		if _, err := p.Publish(context.WithoutCancel(ctx), topic, payload); err != nil {
+		if _, err := p.Publish(context.WithoutCancel(ctx), topic(n), payload); err != nil {
 			return fmt.Errorf("publishing: %s", status.Convert(err).Message())
 		}
-		published(n)
+		published(n + 1)
 	}
 	closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), connectTimeout)
 	defer cancel()
@@ -263,7 +271,7 @@ func (s *storm) crowd(ctx context.Context, group *errgroup.Group, target string)
 			if err != nil {
 				return fmt.Errorf("session %d: %w", i+1, err)
 			}
-			sub, err := session.Subscribe(ctx, s.o.Topic+".storm", runnel.From(runnel.New()))
+			sub, err := session.Subscribe(ctx, s.topic(int64(i)), runnel.From(runnel.New()))
 			if err != nil {
 				return fmt.Errorf("session %d: %w", i+1, err)
 			}
@@ -292,7 +300,7 @@ func (s *storm) follow(ctx context.Context, one *refugee, sub *runnel.Subscripti
 		if len(ev.Payload) < 2*StampSize {
 			continue // not ours
 		}
-		n := int64(binary.LittleEndian.Uint64(ev.Payload[StampSize:]))
+		n := int64(binary.LittleEndian.Uint64(ev.Payload[StampSize:]))/stormTopics + 1
 		s.mu.Lock()
 		switch {
 		case one.first == 0:
@@ -333,11 +341,12 @@ func (s *storm) back() int {
 // settle waits until each session has the last event, as long as something comes, and counts what has not come.
 func (s *storm) settle(ctx context.Context, crowd []*refugee) {
 	const patience = 5 * time.Second
-	want := s.sent.Load()
+	sent := s.sent.Load()
 	missing := func() (n int64) {
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		for _, one := range crowd {
+		for i, one := range crowd {
+			want := last(sent, i%stormTopics)
 			if one.first == 0 {
 				n += want // it followed before the first was published
 				continue
