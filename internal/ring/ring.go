@@ -11,9 +11,9 @@ import (
 const (
 	// EventCost is what an event costs beside its bytes.
 	EventCost = 96
-	// A page takes groups together up to these bounds.
-	pageEvents = 1024
-	pageBytes  = 256 << 10
+	// What is added joins the newest group up to these bounds, since thousands may read what came one by one.
+	groupEvents = 256
+	groupBytes  = 16 << 10
 )
 
 // Ring holds groups of events, as they were committed or came, oldest first. Groups may be missing, but never a part of one. The zero Ring is empty.
@@ -30,7 +30,7 @@ type group struct {
 
 func (g group) last() uint64 { return g.events[len(g.events)-1].Offset }
 
-// Add adds a group, behind what is there. Each event costs extra bytes beside EventCost and its own.
+// Add adds events behind what is there, and keeps the slice. Each costs extra bytes beside EventCost and its own.
 func (r *Ring) Add(events []engine.Event, extra int) {
 	if len(events) == 0 {
 		return
@@ -39,8 +39,15 @@ func (r *Ring) Add(events []engine.Event, extra int) {
 	for i := range events {
 		bytes += len(events[i].Wire)
 	}
-	r.groups = append(r.groups, group{events, bytes})
 	r.bytes += bytes
+	if n := len(r.groups); n > 0 {
+		// Behind a page that somebody reads, never in it.
+		if g := &r.groups[n-1]; g.last()+1 == events[0].Offset && len(g.events)+len(events) <= groupEvents && g.bytes+bytes <= groupBytes {
+			g.events, g.bytes = append(g.events, events...), g.bytes+bytes
+			return
+		}
+	}
+	r.groups = append(r.groups, group{slices.Clip(events), bytes}) // what lies behind the slice is the caller's
 }
 
 // Bytes is what it holds.
@@ -61,24 +68,13 @@ func (r *Ring) Drop() {
 	r.groups = r.groups[1:]
 }
 
-// From returns the events from offset next on, a page of them; none if that one is not held. They are shared, and must not be changed.
+// From returns events from offset next on, dense, as far as they are in one group; none if that one is not held. They are shared, and must not be changed.
 func (r *Ring) From(next uint64) []engine.Event {
 	i := r.find(next)
 	if i == len(r.groups) || r.groups[i].events[0].Offset > next {
 		return nil
 	}
-	bytes := r.groups[i].bytes
-	events := r.groups[i].events[next-r.groups[i].events[0].Offset:]
-	events = slices.Clip(events) // never appended to in place
-	for _, g := range r.groups[i+1:] {
-		bytes += g.bytes
-		follows := g.events[0].Offset == events[len(events)-1].Offset+1
-		if !follows || len(events)+len(g.events) > pageEvents || bytes > pageBytes {
-			break
-		}
-		events = append(events, g.events...)
-	}
-	return events
+	return slices.Clip(r.groups[i].events[next-r.groups[i].events[0].Offset:])
 }
 
 // Above is the first offset that is held from next on; 0 if there is none.
