@@ -182,21 +182,32 @@ func (a *appending) some(ctx context.Context, from, n int) error {
 		a.skip(from, n)
 		return nil
 	}
-	at := a.recalled(from, n)
+	at := make([]int, n)
+	for i := range at {
+		at[i] = from + i
+	}
+	at, _ = a.recalled(at, nil)
 	sent := make([]*sending, len(at))
 	for i := range sent {
 		sent[i] = a.l.send()
 	}
 	defer func(all []*sending) { a.l.sendingEnds(all...) }(sent)
 	tried, whole, wholes := false, true, 0
-	for ; len(at) > 0; at, sent = at[1:], sent[1:] {
+	for len(at) > 0 {
 		if whole && len(at) > 1 && wholes < mostWholes {
-			wholes++
-			stored, unknown, err := a.together(ctx, at, sent, tried)
-			if err != nil || stored {
+			v, err := a.together(ctx, at, sent, tried)
+			if err != nil || v.stored {
 				return err
 			}
-			tried = unknown
+			wholes++
+			tried = v.unknown
+			if v.duplicate {
+				before := len(at)
+				if at, sent = a.caughtUp(ctx, at, sent); len(at) < before {
+					wholes = 0
+					continue
+				}
+			}
 		}
 		i := at[0]
 		r, err := a.l.storeOne(ctx, &a.entries[i], sent[0], tried)
@@ -210,8 +221,13 @@ func (a *appending) some(ctx context.Context, from, n int) error {
 			a.skip(i+1, from+n-i-1)
 			return nil
 		}
+		at, sent = at[1:], sent[1:]
 		// What is sent again begins with what is there already; behind that all may be new.
-		whole = r.Err == nil && !r.Duplicate
+		if whole = r.Err == nil && !r.Duplicate; r.Duplicate {
+			before := len(at)
+			at, sent = a.nearby(ctx, r.Offset, at, sent)
+			whole = len(at) < before
+		}
 	}
 	return nil
 }

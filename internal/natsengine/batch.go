@@ -42,11 +42,17 @@ func (a *appending) chunk(from int) int {
 	return len(a.entries) - from
 }
 
+// verdict is what became of entries that were tried together.
+type verdict struct {
+	stored    bool
+	unknown   bool // an attempt was not answered, so that they may be there
+	duplicate bool // the stream has one of them, and so refused all
+}
+
 // together stores entries as one atomic batch. Not stored: the stream refused the batch, for whatever reason, and each entry is
-// to be looked at by itself; unknown says that an attempt was not answered, so that entries may be there all the same. tried says that of
-// an earlier one.
-func (a *appending) together(ctx context.Context, at []int, sent []*sending, tried bool) (stored, unknown bool, err error) {
-	unknown = tried
+// to be looked at by itself. tried says that an earlier attempt was not answered.
+func (a *appending) together(ctx context.Context, at []int, sent []*sending, tried bool) (v verdict, err error) {
+	v.unknown = tried
 	l := a.l
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -59,22 +65,24 @@ func (a *appending) together(ctx context.Context, at []int, sent []*sending, tri
 		case last.isSeen():
 			what = outcomeStored
 		case what != outcomeStored && l.isOver(ctx, judged):
-			return false, false, engine.ErrDeleted
+			return v, engine.ErrDeleted
 		case what == outcomeUnknown:
-			unknown = true
-		case what == outcomeRefused && errors.Is(judged, engine.ErrStorageFull) && !unknown:
-			return false, false, judged
+			v.unknown = true
+		case what == outcomeRefused && errors.Is(judged, engine.ErrStorageFull) && !v.unknown:
+			return v, judged
 		case what == outcomeRefused, isConflict(judged):
-			return false, unknown, nil
+			v.duplicate = isCode(judged, codeBatchDuplicate)
+			return v, nil
 		}
 		if what == outcomeStored {
-			return true, unknown, a.settleBatch(ctx, at, sent, answer)
+			v.stored = true
+			return v, a.settleBatch(ctx, at, sent, answer)
 		}
 		if pause(ctx, n) != nil {
-			return false, unknown, l.givenUp(unknown, ctx.Err())
+			return v, l.givenUp(v.unknown, ctx.Err())
 		}
 	}
-	return false, unknown, nil
+	return v, nil
 }
 
 // sendBatch makes one attempt. Only the last message asks for an answer.

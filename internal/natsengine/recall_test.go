@@ -1,7 +1,10 @@
 package natsengine
 
 import (
+	"bytes"
 	"fmt"
+	"strings"
+	"sync/atomic"
 	"testing"
 
 	"github.com/runnelhq/runnel/internal/engine"
@@ -53,19 +56,61 @@ func TestSentAgain(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	// A node that begins only now knows nothing of it yet, and what is new still goes together.
+	// A node that begins only now knows nothing of it, and finds it together all the same.
 	third := logOf(t, open(t, Options{URLs: c.URLs(), Replicas: 1}), "n")
-	before := third.e.write.nc.Stats().OutMsgs
-	for j, r := range put(t, third, all[1150:1500]...) {
-		if r.Duplicate != (j < 50) {
+	before, read := third.e.write.nc.Stats().OutMsgs, reads(third.e)
+	for j, r := range put(t, third, all[900:1300]...) {
+		if r.Duplicate != (j < 300) || r.Duplicate && j < 100 && (r.Offset != stored[900+j].Offset || r.Timestamp != stored[900+j].Timestamp) {
+			t.Fatalf("event %d: %+v", j, r)
+		}
+	}
+	// A batch that is refused, one by itself that tells where, and what is new.
+	if sent := third.e.write.nc.Stats().OutMsgs - before; sent > 400+1+100+10 {
+		t.Errorf("%d messages", sent)
+	}
+	if n := reads(third.e) - read; n > 20 {
+		t.Errorf("%d reads", n)
+	}
+	for j, r := range put(t, third, all[1290:1500]...) {
+		if r.Duplicate != (j < 10) {
 			t.Fatalf("event %d is a duplicate: %v", j, r.Duplicate)
 		}
 	}
-	// A batch that is refused, 50 by themselves, one that is new, and a batch.
-	if sent := third.e.write.nc.Stats().OutMsgs - before; sent > 350+50+1+300+10 {
+	if got := everything(t, third); len(got) != 1500 {
+		t.Errorf("%d events", len(got))
+	}
+}
+
+// A publisher may come to another node sooner than what it sends again.
+func TestSentAgainAtOnce(t *testing.T) {
+	t.Parallel()
+	c := natstest.New(t, 1)
+	r := newRelay(t, c)
+	late := r.open(1)
+	first := logOf(t, open(t, Options{URLs: c.URLs(), Replicas: 1}), "n")
+	var refused atomic.Bool
+	r.set(nil, func(m *packet) bool {
+		if bytes.Contains(m.data, []byte(`"err_code":10201`)) {
+			refused.Store(true)
+		}
+		return refused.Load() || !strings.HasPrefix(m.reply, "$JS.ACK.") // what a consumer brings; what is missing is brought again
+	})
+	var all []engine.Entry
+	for i := range 400 {
+		all = append(all, entry(fmt.Sprintf("n.%d", i%7), fmt.Sprint(i)))
+	}
+	stored := put(t, first, all[:300]...)
+	before := late.e.write.nc.Stats().OutMsgs
+	for j, r := range put(t, late, all...) {
+		if r.Duplicate != (j < 300) || j < 300 && (r.Offset != stored[j].Offset || r.Timestamp != stored[j].Timestamp) {
+			t.Fatalf("event %d: %+v", j, r)
+		}
+	}
+	// A batch that is refused, and what is new.
+	if sent := late.e.write.nc.Stats().OutMsgs - before; sent > 400+100+10 {
 		t.Errorf("%d messages", sent)
 	}
-	if got := everything(t, third); len(got) != 1500 {
+	if got := everything(t, first); len(got) != 400 {
 		t.Errorf("%d events", len(got))
 	}
 }

@@ -37,6 +37,7 @@ const (
 	codeNoStorage         = 10047
 	codeStoreFailed       = 10077
 	codeTooMany           = 10167
+	codeBatchDuplicate    = 10201
 )
 
 // apiWait is how long an answer of JetStream's API may take, and setupWait how long one may take that changes a stream.
