@@ -38,6 +38,7 @@ func gauge(t *testing.T, admin, name string) string {
 // TestStuckClient stops a subscriber's process, as a debugger or a laptop's lid does: metrics say that a client is stuck, the list of
 // sessions and the dashboard say which, and it gets everything when it goes on.
 func TestStuckClient(t *testing.T) {
+	t.Parallel()
 	p := &process{t: t, binary: binary(t), addr: freeAddress(t), admin: freeAddress(t), data: t.TempDir()}
 	p.start()
 	t.Cleanup(func() { p.kill() })

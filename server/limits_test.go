@@ -135,6 +135,7 @@ func TestSDKHonoursLimits(t *testing.T) {
 }
 
 func TestSessionLimits(t *testing.T) {
+	t.Parallel()
 	s := runneltest.StartServer(t, server.Config{
 		Limits:     server.Limits{ClientSessions: 2, ClientSubscriptions: 3, MaxConnectionsPerAddress: 4},
 		Namespaces: map[string]server.Namespace{"a": {History: "memory"}, "one": {History: "memory", Subscriptions: 1}},

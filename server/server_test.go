@@ -13,9 +13,15 @@ import (
 	"google.golang.org/grpc/status"
 
 	runnelv1 "github.com/runnelhq/runnel/api/runnel/v1"
+	"github.com/runnelhq/runnel/internal/waits"
 	"github.com/runnelhq/runnel/runneltest"
 	"github.com/runnelhq/runnel/server"
 )
+
+func TestMain(m *testing.M) {
+	waits.Beside(8)
+	m.Run()
+}
 
 // api is a plain generated client: what users of other languages have.
 func api(t *testing.T, addr string, opts ...grpc.DialOption) runnelv1.StreamServiceClient {

@@ -11,6 +11,7 @@ import (
 
 // A session that began when a server had few is told when it has many: then all take longer to go elsewhere if it dies.
 func TestSpreadIsToldAgain(t *testing.T) {
+	t.Parallel()
 	s := runneltest.StartServer(t, server.Config{Namespaces: map[string]server.Namespace{"a": {History: "memory"}}})
 	stream, err := newClients(t, s.Addr).EstablishStream(t.Context())
 	if err != nil {

@@ -7,10 +7,13 @@ import (
 
 	"github.com/rogpeppe/go-internal/testscript"
 	"go.uber.org/goleak"
+
+	"github.com/runnelhq/runnel/internal/waits"
 )
 
 // TestMain makes this test binary the runnel command where it is called by that name.
 func TestMain(m *testing.M) {
+	waits.Beside(4)
 	testscript.Main(leakFree{m}, map[string]func(){"runnel": func() { os.Exit(Main(os.Args[1:])) }})
 }
 

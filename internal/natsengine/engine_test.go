@@ -1,7 +1,6 @@
 package natsengine
 
 import (
-	"flag"
 	"io"
 	"log/slog"
 	"os"
@@ -11,16 +10,11 @@ import (
 
 	"github.com/runnelhq/runnel/internal/engine"
 	"github.com/runnelhq/runnel/internal/natsengine/natstest"
+	"github.com/runnelhq/runnel/internal/waits"
 )
 
-// Tests mostly wait for elections and timeouts, so more of them run beside each other than there are processors.
 func TestMain(m *testing.M) {
-	flag.Parse()
-	set := false
-	flag.Visit(func(f *flag.Flag) { set = set || f.Name == "test.parallel" })
-	if !set {
-		_ = flag.Set("test.parallel", "16")
-	}
+	waits.Beside(16)
 	goleak.VerifyTestMain(m)
 }
 
