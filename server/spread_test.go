@@ -18,7 +18,7 @@ func TestSpreadIsToldAgain(t *testing.T) {
 		t.Fatal(err)
 	}
 	welcomed := uint32(0)
-	if err := control(stream, func(c *runnelv1.Control) bool { welcomed = c.GetWelcome().GetSpreadMs(); return c.GetWelcome() != nil }); err != nil || welcomed != 2001 {
+	if err := control(stream, func(c *runnelv1.Control) bool { welcomed = c.GetWelcome().GetSpreadMs(); return c.GetWelcome() != nil }); err != nil || welcomed != 2002 {
 		t.Fatalf("%d ms, %v", welcomed, err)
 	}
 	client, err := runnel.Dial(s.Addr)
@@ -32,7 +32,7 @@ func TestSpreadIsToldAgain(t *testing.T) {
 		}
 	}
 	later := uint32(0)
-	if err := control(stream, func(c *runnelv1.Control) bool { later = c.GetHeartbeat().GetSpreadMs(); return later > 0 }); err != nil || later < 2500 || later > 2601 {
+	if err := control(stream, func(c *runnelv1.Control) bool { later = c.GetHeartbeat().GetSpreadMs(); return later > 0 }); err != nil || later < 3000 || later > 3202 {
 		t.Errorf("%d ms, %v", later, err)
 	}
 }

@@ -2,23 +2,27 @@ package grpcapi
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	runnelv1 "github.com/runnelhq/runnel/api/runnel/v1"
 	"github.com/runnelhq/runnel/internal/session"
 )
 
-// Over how long clients go elsewhere when a server is gone without a word: at least leastSpread, a millisecond more for each session that
-// it has, but not above mostSpread.
+// Over how long clients go elsewhere when a server is gone without a word: at least leastSpread, spreadEach more for each session that
+// it has, but not above mostSpread. A session that comes back costs the server that gets it more than a millisecond of CPU, and others
+// that server serves are not to notice.
 const (
 	leastSpread = 2 * time.Second
-	mostSpread  = 10 * time.Second
+	spreadEach  = 2 * time.Millisecond
+	mostSpread  = 20 * time.Second
 )
 
-// Sessions that are told a time when they begin are told again when it has grown by a quarter, which is looked at so often.
+// Sessions that are told a time when they begin are told again when it has grown by half, which is looked at so often, and not all at once: in
+// so many parts, one after the other.
 const (
-	spreadEvery  = 2 * time.Second
-	spreadGrowth = 4
+	spreadEvery = 2 * time.Second
+	spreadParts = 20
 )
 
 func (s *Service) spread() (ms uint32) {
@@ -28,23 +32,26 @@ func (s *Service) spread() (ms uint32) {
 }
 
 func (s *Service) spreadLocked() (ms uint32) {
-	return uint32(min(leastSpread+time.Duration(len(s.sessions))*time.Millisecond, mostSpread).Milliseconds())
+	return uint32(min(leastSpread+time.Duration(len(s.sessions))*spreadEach, mostSpread).Milliseconds())
 }
 
 // spreads keeps sessions told until ctx ends: most of those of a busy server began when it had few.
 func (s *Service) spreads(ctx context.Context) {
-	ticker := time.NewTicker(spreadEvery)
-	defer ticker.Stop()
+	const most = uint32(mostSpread / time.Millisecond)
+	looks, parts := time.NewTicker(spreadEvery), time.NewTicker(spreadEvery/spreadParts)
+	defer looks.Stop()
+	defer parts.Stop()
 	for told := uint32(leastSpread.Milliseconds()); ; {
 		select {
-		case <-ticker.C:
+		case <-looks.C:
 		case <-ctx.Done():
 			return
 		}
+		var all []*session.Session
 		s.mu.Lock()
 		now := s.spreadLocked()
-		var all []*session.Session
-		if most := uint32(mostSpread.Milliseconds()); now > told+told/spreadGrowth || now == most && told < most {
+		if now > told+told/2 || now == most && told < most {
+			all = make([]*session.Session, 0, len(s.sessions))
 			for one, st := range s.sessions {
 				if st != nil {
 					all = append(all, one)
@@ -52,10 +59,17 @@ func (s *Service) spreads(ctx context.Context) {
 			}
 			told = now
 		}
-		told = min(told, now+now/spreadGrowth) // fewer sessions: those that come are told less
 		s.mu.Unlock()
-		for _, one := range all {
-			one.Control(&runnelv1.Control{Control: &runnelv1.Control_Heartbeat{Heartbeat: &runnelv1.Heartbeat{SpreadMs: now}}})
+		told = min(told, now+now/2) // fewer sessions: those that come are told less
+		for part := range slices.Chunk(all, len(all)/spreadParts+1) {
+			for _, one := range part { // one that is over by now takes nothing
+				one.Control(&runnelv1.Control{Control: &runnelv1.Control_Heartbeat{Heartbeat: &runnelv1.Heartbeat{SpreadMs: now}}})
+			}
+			select {
+			case <-parts.C:
+			case <-ctx.Done():
+				return
+			}
 		}
 	}
 }

@@ -90,6 +90,9 @@ func (r *run) storm(ctx context.Context) (*Result, error) {
 		return nil, fail(err)
 	}
 	defer s.live.stop() // if there is a measurement it has ended
+	if r.o.Self != "" {
+		yield() // the others' process does not
+	}
 	target := r.o.Kill
 	if target == "" {
 		target = strings.Join(r.o.Servers, ",")
