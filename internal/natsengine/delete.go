@@ -6,7 +6,6 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/runnelhq/runnel/internal/engine"
-	"github.com/runnelhq/runnel/internal/ring"
 	"github.com/runnelhq/runnel/internal/topic"
 )
 
@@ -99,7 +98,8 @@ func (l *log) endIfGone(ctx context.Context) bool {
 func (l *log) end() {
 	l.mu.Lock()
 	over := l.lost != nil
-	l.lost, l.ring, l.recall = engine.ErrDeleted, ring.Ring{}, recall{}
+	l.lost, l.recall = engine.ErrDeleted, recall{}
+	l.recent.Clear()
 	if !over {
 		l.announceLocked()
 	}
@@ -118,7 +118,6 @@ func (l *log) end() {
 	}
 	l.shelf.clear()
 	l.stop()
-	l.tailMoved()
 }
 
 // deleteStream deletes a namespace's stream; false if there is none. A stream that Runnel has not made is not touched.

@@ -21,6 +21,7 @@ import (
 	"golang.org/x/sync/semaphore"
 
 	"github.com/runnelhq/runnel/internal/engine"
+	"github.com/runnelhq/runnel/internal/ring"
 	"github.com/runnelhq/runnel/internal/topic"
 )
 
@@ -198,7 +199,7 @@ func (e *Engine) reader() *link { return e.reads[e.turn.Add(1)%readers] }
 
 // ringBytes is how much of recent events a log may keep.
 func (e *Engine) ringBytes() int {
-	return min(maxRing, max(leastRing, allRings/int(max(e.logs.Load(), 1))))
+	return min(ring.MaxBytes, max(leastRing, allRings/int(max(e.logs.Load(), 1))))
 }
 
 func (o *Options) subject(name string) string { return o.Prefix + "." + name }

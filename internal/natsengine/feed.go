@@ -257,7 +257,7 @@ func (l *log) apply(list []stored, epoch string) bool {
 			for events[0].Offset <= l.head {
 				events, n = events[1:], n-1
 			}
-			l.ring.Add(events[:n:n], idCost)
+			l.recent.Add(events[:n:n], idCost)
 		}
 		events = events[n:]
 	}
@@ -277,7 +277,7 @@ func (l *log) apply(list []stored, epoch string) bool {
 		}
 		l.announceLocked()
 	}
-	l.dropLocked()
+	l.DropLocked()
 	return true
 }
 

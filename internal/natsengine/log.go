@@ -22,8 +22,7 @@ type log struct {
 	cfg    atomic.Pointer[engine.Config]
 	ctx    context.Context // of everything in the background, until the log is deleted
 	stop   context.CancelFunc
-	taken  chan struct{} // receives when a tail has moved or closed; for logs without history
-	ids    *ids          // of a log without history
+	ids    *ids // of a log without history
 	shelf  shelf
 
 	// gate is held for reading by appends and by whoever reads the stream: only a deletion closes it.
@@ -37,9 +36,8 @@ type log struct {
 	time   int64  // of the event at head, or of one before it
 	oldest uint64 // may be above head+1: then the node is yet to see what is gone already
 	limit  uint64 // events the stream keeps; 0: any number
-	ring   ring.Ring
-	recall recall // of the ring
-	tails  map[*tail]struct{}
+	recent *ring.Recent
+	recall recall              // of the ring
 	moved  chan struct{}       // closed and replaced when head or epoch change
 	sent   map[string]*sending // this node's events on their way, by name
 	short  time.Time           // since when the stream seems to end below head
@@ -52,8 +50,9 @@ var _ engine.Log = (*log)(nil)
 func (e *Engine) openLog(name string, cfg engine.Config) (*log, error) {
 	l := &log{
 		e: e, name: name, kept: cfg.History != engine.HistoryNone, oldest: 1,
-		taken: make(chan struct{}, 1), tails: map[*tail]struct{}{}, moved: make(chan struct{}), sent: map[string]*sending{},
+		moved: make(chan struct{}), sent: map[string]*sending{},
 	}
+	l.recent = ring.New(&l.mu, l, e.ctx.Done())
 	l.cfg.Store(&cfg)
 	l.ctx, l.stop = context.WithCancel(e.ctx)
 	if !l.kept {
@@ -81,7 +80,8 @@ func (l *log) begin(i *streamInfo) {
 	}
 	l.epoch, l.head, l.oldest, l.time = i.Config.Metadata[metaEpoch], i.State.Last, i.State.oldest(), 0
 	l.limit = uint64(max(i.Config.MaxMsgs, 0))
-	l.ring, l.recall, l.short = ring.Ring{}, recall{}, time.Time{}
+	l.recent.Clear()
+	l.recall, l.short = recall{}, time.Time{}
 	l.shelf.clear()
 	l.announceLocked()
 }

@@ -10,7 +10,6 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"github.com/runnelhq/runnel/internal/engine"
-	"github.com/runnelhq/runnel/internal/ring"
 	"github.com/runnelhq/runnel/internal/topic"
 	"github.com/runnelhq/runnel/internal/wire"
 )
@@ -121,7 +120,7 @@ func (l *log) pass(p *passing) {
 		select {
 		case m := <-p.messages:
 			l.take(m, &last)
-			l.awaitTails()
+			l.recent.AwaitRoom(l.ctx.Done())
 		case <-p.lost:
 			return
 		case <-p.dropped:
@@ -152,9 +151,9 @@ func (l *log) take(m *nats.Msg, last *topic.Name) {
 	l.head++
 	l.time = max(l.time, sent)
 	l.oldest = l.head + 1
-	if len(l.tails) > 0 {
+	if l.recent.Followed() {
 		body := wire.AppendTimestamp(append(make([]byte, 0, len(m.Data)+wire.MaxTrailer), m.Data...), l.time)
-		l.ring.Add([]engine.Event{{Offset: l.head, Topic: *last, Timestamp: l.time, Wire: body}}, 0)
+		l.recent.Add([]engine.Event{{Offset: l.head, Topic: *last, Timestamp: l.time, Wire: body}}, 0)
 	}
 	if s := l.sent[first(m.Header, headerName)]; s != nil {
 		s.seen(0, l.time)
@@ -169,7 +168,8 @@ func (l *log) anew() {
 	if l.lost != nil {
 		return
 	}
-	l.epoch, l.ring, l.hears = newEpoch(), ring.Ring{}, make(chan struct{})
+	l.recent.Clear()
+	l.epoch, l.hears = newEpoch(), make(chan struct{})
 	l.announceLocked()
 }
 

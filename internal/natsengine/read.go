@@ -122,8 +122,8 @@ func (l *log) readRing(p *page) bool {
 	found := false
 	for p.Scanned < p.r.To {
 		l.mu.Lock()
-		events := l.ring.From(p.Scanned + 1)
-		if above := l.ring.Above(p.Scanned + 1); len(events) == 0 && above > 0 && !found {
+		events := l.recent.From(p.Scanned + 1)
+		if above := l.recent.Above(p.Scanned + 1); len(events) == 0 && above > 0 && !found {
 			p.r.To = min(p.r.To, above-1) // from there on memory serves the next page
 		}
 		l.mu.Unlock()
@@ -344,7 +344,7 @@ func (l *log) ReadAt(ctx context.Context, offsets []uint64, maxBytes int) (engin
 // at returns one event at or below head; false if it is not there.
 func (l *log) at(ctx context.Context, offset uint64, name *topic.Name) (engine.Event, bool, error) {
 	l.mu.Lock()
-	events := l.ring.From(offset)
+	events := l.recent.From(offset)
 	l.mu.Unlock()
 	if len(events) > 0 {
 		return events[0], true, nil

@@ -110,6 +110,9 @@ func TestSentAgainAtOnce(t *testing.T) {
 	if sent := late.e.write.nc.Stats().OutMsgs - before; sent > 400+100+10 {
 		t.Errorf("%d messages", sent)
 	}
+	if err := first.await(t.Context(), 400); err != nil {
+		t.Fatal(err)
+	}
 	if got := everything(t, first); len(got) != 400 {
 		t.Errorf("%d events", len(got))
 	}

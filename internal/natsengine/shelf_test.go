@@ -11,14 +11,13 @@ import (
 
 	"github.com/runnelhq/runnel/internal/engine"
 	"github.com/runnelhq/runnel/internal/natsengine/natstest"
-	"github.com/runnelhq/runnel/internal/ring"
 	"github.com/runnelhq/runnel/internal/topic"
 )
 
 // forget drops what a node has in memory, as if it had just begun.
 func (l *log) forget() {
 	l.mu.Lock()
-	l.ring = ring.Ring{}
+	l.recent.Clear()
 	l.mu.Unlock()
 	l.shelf.clear()
 }

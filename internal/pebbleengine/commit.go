@@ -104,7 +104,7 @@ func (l *log) commitRound(requests []*request) error {
 func (l *log) newRound(size, count int) *round {
 	r := &round{l: l, newest: map[topic.Name]uint64{}, fresh: map[idHash]engine.Result{}, marks: make([]mark, 0, count)}
 	l.mu.Lock()
-	r.follow = l.st == nil || len(l.tails) > 0
+	r.follow = l.st == nil || l.recent.Followed()
 	l.mu.Unlock()
 	if r.follow {
 		r.events = make([]engine.Event, 0, count)
@@ -285,7 +285,7 @@ func (r *round) write(t *trim) error {
 // deliver moves the head and hands the events to the tails.
 func (l *log) deliver(r *round) {
 	if l.st == nil {
-		l.awaitTails()
+		l.recent.AwaitRoom(l.e.ctx.Done())
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -294,9 +294,9 @@ func (l *log) deliver(r *round) {
 	if l.st == nil {
 		l.oldest = r.next // nothing is retained
 	}
-	if len(l.tails) > 0 {
-		l.ring.Add(r.events, 0)
+	if l.recent.Followed() {
+		l.recent.Add(r.events, 0)
 	}
-	l.dropLocked()
+	l.DropLocked()
 	l.announceLocked()
 }

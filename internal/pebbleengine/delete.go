@@ -11,7 +11,6 @@ import (
 	"github.com/cockroachdb/pebble/v2"
 
 	"github.com/runnelhq/runnel/internal/engine"
-	"github.com/runnelhq/runnel/internal/ring"
 	"github.com/runnelhq/runnel/internal/topic"
 )
 
@@ -185,7 +184,7 @@ func (l *log) lose(err error) {
 	defer l.mu.Unlock()
 	l.lost = err
 	if errors.Is(err, engine.ErrDeleted) {
-		l.ring = ring.Ring{}
+		l.recent.Clear()
 	}
 	l.announceLocked()
 }

@@ -9,8 +9,6 @@ import (
 	"sync"
 
 	"github.com/cockroachdb/pebble/v2"
-
-	"github.com/runnelhq/runnel/internal/ring"
 )
 
 // maxEpochs bounds the epochs a namespace remembers; positions of older ones are refused.
@@ -102,7 +100,8 @@ func (l *log) load(db *pebble.DB) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.epochs, l.head, l.oldest = epochs, last.offset, t.oldest
-	l.ring, l.lost = ring.Ring{}, nil
+	l.recent.Clear()
+	l.lost = nil
 	l.announceLocked()
 	return nil
 }

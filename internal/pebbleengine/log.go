@@ -43,14 +43,11 @@ type log struct {
 	limits     atomic.Pointer[engine.Config] // its history is not looked at
 	configured chan struct{}                 // receives when limits have changed
 
-	taken chan struct{} // receives when a tail has moved or closed; for logs without history
-
 	mu     sync.Mutex
 	epochs []epoch
 	head   uint64
 	oldest uint64
-	ring   ring.Ring
-	tails  map[*tail]struct{}
+	recent *ring.Recent
 	moved  chan struct{} // closed and replaced when head, epochs or lost change
 	// lost is why nothing can be read any more: ErrDeleted, or that a deletion failed, until the log is loaded anew.
 	lost error
@@ -62,9 +59,9 @@ func newLog(e *Engine, name string, cfg engine.Config) *log {
 	l := &log{
 		e: e, name: name, history: cfg.History, configured: make(chan struct{}, 1),
 		queue: make(chan *request, 256), trims: make(chan *trimming), deletions: make(chan *deletion), stopped: make(chan struct{}),
-		next: 1, oldest: 1, ids: newDedup(cfg), tails: map[*tail]struct{}{},
-		moved: make(chan struct{}), taken: make(chan struct{}, 1),
+		next: 1, oldest: 1, ids: newDedup(cfg), moved: make(chan struct{}),
 	}
+	l.recent = ring.New(&l.mu, l, e.ctx.Done())
 	l.limits.Store(&cfg)
 	return l
 }
