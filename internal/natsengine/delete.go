@@ -6,68 +6,20 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/runnelhq/runnel/internal/engine"
-	"github.com/runnelhq/runnel/internal/topic"
 )
 
 // Delete implements engine.Engine. The logs of other nodes are over as soon as these notice.
 func (e *Engine) Delete(ctx context.Context, namespace string) error {
-	if _, err := topic.ParseNamespace(namespace); err != nil {
-		return engine.ErrUnknownNamespace
-	}
-	o, end, err := e.beginDelete(ctx, namespace)
-	if err != nil {
-		return err
-	}
-	defer end()
-	var l *log
-	if o != nil {
-		select {
-		case <-o.done:
-		case <-ctx.Done():
-			return ctx.Err()
+	return e.opens.Delete(ctx, namespace, func(l *log, open bool) error {
+		if open {
+			return l.delete(ctx)
 		}
-		l = o.log // nil if it could not be opened
-	}
-	if l == nil {
 		existed, err := e.deleteStream(ctx, namespace)
 		if err == nil && !existed {
 			err = engine.ErrUnknownNamespace
 		}
 		return err
-	}
-	return l.delete(ctx)
-}
-
-// beginDelete takes the namespace's turn: until end nobody else deletes it, and nobody opens its log.
-func (e *Engine) beginDelete(ctx context.Context, namespace string) (o *opening, end func(), err error) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	for e.deletes[namespace] != nil {
-		over := e.deletes[namespace]
-		e.mu.Unlock()
-		select {
-		case <-over:
-		case <-ctx.Done():
-			err = ctx.Err()
-		}
-		e.mu.Lock()
-		if err != nil {
-			return nil, nil, err
-		}
-	}
-	if e.closed {
-		return nil, nil, engine.ErrClosed
-	}
-	over := make(chan struct{})
-	e.deletes[namespace] = over
-	e.appends.Add(1) // Close waits for it
-	return e.opens[namespace], func() {
-		e.mu.Lock()
-		delete(e.deletes, namespace)
-		e.mu.Unlock()
-		close(over)
-		e.appends.Done()
-	}, nil
+	})
 }
 
 // delete waits for the appends that are on their way, and lets no other begin.
@@ -107,12 +59,8 @@ func (l *log) end() {
 	if over {
 		return
 	}
-	l.e.mu.Lock()
-	if o := l.e.opens[l.name]; o != nil && o.log == l {
-		delete(l.e.opens, l.name)
-		delete(l.e.troubles, l.name)
-	}
-	l.e.mu.Unlock()
+	l.e.opens.Forget(l.name, l)
+	l.e.setTrouble(l.name, nil)
 	if l.kept {
 		l.e.logs.Add(-1)
 	}

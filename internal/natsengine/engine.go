@@ -21,6 +21,7 @@ import (
 	"golang.org/x/sync/semaphore"
 
 	"github.com/runnelhq/runnel/internal/engine"
+	"github.com/runnelhq/runnel/internal/opens"
 	"github.com/runnelhq/runnel/internal/ring"
 	"github.com/runnelhq/runnel/internal/topic"
 )
@@ -76,6 +77,7 @@ type Engine struct {
 	lockLife  time.Duration // after which a lock's holder is taken for dead
 
 	appends sync.WaitGroup
+	opens   *opens.Logs[*log]
 	turn    atomic.Uint64
 	logs    atomic.Int64        // open with history
 	window  *semaphore.Weighted // appended events on their way
@@ -85,15 +87,6 @@ type Engine struct {
 	closed   bool
 	done     chan struct{}    // closed when Close is through
 	troubles map[string]error // by namespace: its stream's leader did not answer when last asked
-	opens    map[string]*opening
-	deletes  map[string]chan struct{} // closed when the deletion is over
-}
-
-// opening is a log that is open or about to be.
-type opening struct {
-	done chan struct{} // closed when log or err is set
-	log  *log
-	err  error
 }
 
 var _ engine.Engine = (*Engine)(nil)
@@ -116,9 +109,10 @@ func Open(o Options) (*Engine, error) {
 		return nil, errors.New("no NATS server is named")
 	}
 	e := &Engine{
-		o: o, nonce: newEpoch(), opens: map[string]*opening{}, deletes: map[string]chan struct{}{}, troubles: map[string]error{}, done: make(chan struct{}),
+		o: o, nonce: newEpoch(), troubles: map[string]error{}, done: make(chan struct{}),
 		window: semaphore.NewWeighted(appendWindow), reading: semaphore.NewWeighted(readers * readsAtOnce), aheadWait: aheadWait, lockLife: lockLife,
 	}
+	e.opens = opens.New[*log](o.MaxNamespaces, func() (leave func(), err error) { return e.appends.Done, e.enter() })
 	if o.Replicas > 1 {
 		e.aheadWait = aheadWaitReplicas
 	}
@@ -206,70 +200,20 @@ func (o *Options) subject(name string) string { return o.Prefix + "." + name }
 
 // Log implements engine.Engine.
 func (e *Engine) Log(namespace string) (engine.Log, error) {
-	if _, err := topic.ParseNamespace(namespace); err != nil {
-		return nil, engine.ErrUnknownNamespace
-	}
-	o, first, err := e.opening(namespace)
+	l, err := e.opens.Open(namespace, func() (*log, error) {
+		cfg, ok := e.o.Namespace(namespace)
+		if !ok {
+			return nil, engine.ErrUnknownNamespace
+		}
+		return e.openLog(namespace, cfg)
+	})
 	if err != nil {
 		return nil, err
 	}
-	if first {
-		e.open(namespace, o)
+	if l.readable() != nil { // it was over before it could be taken out
+		e.opens.Forget(namespace, l)
 	}
-	select {
-	case <-o.done:
-	case <-e.ctx.Done():
-		return nil, engine.ErrClosed
-	}
-	if o.err != nil {
-		return nil, o.err
-	}
-	return o.log, nil
-}
-
-// opening returns a namespace's opening; first says that the caller must open it.
-func (e *Engine) opening(namespace string) (o *opening, first bool, err error) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	for e.deletes[namespace] != nil {
-		over := e.deletes[namespace]
-		e.mu.Unlock()
-		<-over
-		e.mu.Lock()
-	}
-	if e.closed {
-		return nil, false, engine.ErrClosed
-	}
-	if o := e.opens[namespace]; o != nil {
-		return o, false, nil
-	}
-	if _, ok := e.o.Namespace(namespace); !ok {
-		return nil, false, engine.ErrUnknownNamespace
-	}
-	if len(e.opens) >= e.o.MaxNamespaces {
-		return nil, false, engine.ErrTooManyNamespaces
-	}
-	o = &opening{done: make(chan struct{})}
-	e.opens[namespace] = o
-	e.appends.Add(1) // Close waits for it
-	return o, true, nil
-}
-
-// open opens a log. What failed is tried again by whoever asks next.
-func (e *Engine) open(namespace string, o *opening) {
-	defer e.appends.Done()
-	defer close(o.done)
-	var l *log
-	err := engine.ErrUnknownNamespace
-	if cfg, ok := e.o.Namespace(namespace); ok {
-		l, err = e.openLog(namespace, cfg)
-	}
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	o.log, o.err = l, err
-	if err != nil || l.readable() != nil { // or it is over already, and could not take itself out
-		delete(e.opens, namespace)
-	}
+	return l, nil
 }
 
 // enter admits a call that stores something, unless the engine is closing.

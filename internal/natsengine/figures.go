@@ -9,34 +9,16 @@ import (
 
 // Opened returns a namespace's log if it is open, else nil.
 func (e *Engine) Opened(namespace string) engine.Log {
-	for _, l := range e.openLogs() {
-		if l.name == namespace {
-			return l
-		}
+	if l, ok := e.opens.Opened(namespace); ok {
+		return l
 	}
 	return nil
-}
-
-// openLogs are the logs that are open.
-func (e *Engine) openLogs() (list []*log) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	for _, o := range e.opens {
-		select {
-		case <-o.done:
-			if o.log != nil {
-				list = append(list, o.log)
-			}
-		default: // about to be opened
-		}
-	}
-	return list
 }
 
 // Namespaces describes the namespaces whose logs are open, by name.
 func (e *Engine) Namespaces() []engine.NamespaceState {
 	var list []engine.NamespaceState
-	for _, l := range e.openLogs() {
+	for _, l := range e.opens.All(false) {
 		l.mu.Lock()
 		list = append(list, engine.NamespaceState{Namespace: l.name, State: l.stateLocked(), Bytes: l.bytes})
 		l.mu.Unlock()
@@ -47,13 +29,13 @@ func (e *Engine) Namespaces() []engine.NamespaceState {
 
 // Figures says how many logs are open, and whether NATS takes events. Its disks are its own.
 func (e *Engine) Figures() engine.Figures {
-	return engine.Figures{Namespaces: len(e.openLogs()), Failed: e.Health() != nil}
+	return engine.Figures{Namespaces: len(e.opens.All(false)), Failed: e.Health() != nil}
 }
 
 // Configure asks for the configurations of all open namespaces again and puts their limits in force, soon. Their history stays as it is, and
 // so does a namespace that is gone.
 func (e *Engine) Configure() {
-	for _, l := range e.openLogs() {
+	for _, l := range e.opens.All(true) { // what is about to be opened may have asked before
 		cfg, ok := e.o.Namespace(l.name)
 		if !ok {
 			continue

@@ -11,51 +11,36 @@ import (
 	"github.com/cockroachdb/pebble/v2"
 
 	"github.com/runnelhq/runnel/internal/engine"
-	"github.com/runnelhq/runnel/internal/topic"
 )
 
 // Delete implements engine.Engine.
 func (e *Engine) Delete(ctx context.Context, namespace string) error {
-	if _, err := topic.ParseNamespace(namespace); err != nil {
-		return engine.ErrUnknownNamespace
-	}
-	o, end, err := e.beginDelete(ctx, namespace)
-	if err != nil {
-		return err
-	}
-	defer end()
-	var l *log
-	if o != nil {
-		select {
-		case <-o.done:
-		case <-ctx.Done():
-			return ctx.Err()
+	return e.opens.Delete(ctx, namespace, func(l *log, open bool) error {
+		recorded := false
+		if !open || l.st != e.disk {
+			// It may have been kept on disk before. That comes first: if it fails nothing has happened.
+			var err error
+			if recorded, err = e.disk.eraseRecorded(namespace); err != nil {
+				return err
+			}
 		}
-		l = o.log // nil if it could not be opened
-	}
-	recorded := false
-	if l == nil || l.st != e.disk {
-		// It may have been kept on disk before. That comes first: if it fails nothing has happened.
-		if recorded, err = e.disk.eraseRecorded(namespace); err != nil {
+		if recorded {
+			e.group.Go(func() { e.reclaim(e.disk) })
+		}
+		switch {
+		case !open && !recorded:
+			return engine.ErrUnknownNamespace
+		case !open:
+			return nil
+		}
+		if err := l.delete(ctx); err != nil {
 			return err
 		}
-	}
-	if recorded {
-		e.group.Go(func() { e.reclaim(e.disk) })
-	}
-	if l == nil {
-		if !recorded {
-			return engine.ErrUnknownNamespace
+		if l.st != nil {
+			e.group.Go(func() { e.reclaim(l.st) })
 		}
 		return nil
-	}
-	if err := l.delete(ctx); err != nil {
-		return err
-	}
-	if l.st != nil {
-		e.group.Go(func() { e.reclaim(l.st) })
-	}
-	return nil
+	})
 }
 
 // reclaim flushes what was deleted, since only tombstones in tables give space back, and on a quiet server nothing else would. While flushes
@@ -89,47 +74,11 @@ func (s *store) flushSoon() bool {
 	return true
 }
 
-// beginDelete takes the namespace's turn: until end nobody else deletes it, and nobody opens its log. It returns the log's place, if it is
-// open or about to be.
-func (e *Engine) beginDelete(ctx context.Context, namespace string) (o *opening, end func(), err error) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	for {
-		if e.closed {
-			return nil, nil, engine.ErrClosed
-		}
-		before := e.deletes[namespace]
-		if before == nil {
-			break
-		}
-		e.mu.Unlock()
-		select {
-		case <-before:
-		case <-ctx.Done():
-			err = ctx.Err()
-		}
-		e.mu.Lock()
-		if err != nil {
-			return nil, nil, err
-		}
-	}
-	over := make(chan struct{})
-	e.deletes[namespace] = over
-	e.group.Add(1) // so that Close waits for it
-	return e.opens[namespace], func() {
-		e.mu.Lock()
-		delete(e.deletes, namespace)
-		e.mu.Unlock()
-		close(over)
-		e.group.Done()
-	}, nil
-}
-
 // forget takes a deleted log out of the engine.
 func (e *Engine) forget(l *log) {
+	e.opens.Forget(l.name, l)
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	delete(e.opens, l.name)
 	e.logs = slices.DeleteFunc(e.logs, func(other *log) bool { return other == l })
 }
 

@@ -14,8 +14,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"maps"
-	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -24,7 +22,7 @@ import (
 	"github.com/cockroachdb/pebble/v2/vfs"
 
 	"github.com/runnelhq/runnel/internal/engine"
-	"github.com/runnelhq/runnel/internal/topic"
+	"github.com/runnelhq/runnel/internal/opens"
 )
 
 // Options configure Open. Dir, Namespace and Logger are required.
@@ -59,13 +57,12 @@ type Engine struct {
 	stop  context.CancelFunc
 	group sync.WaitGroup
 
+	opens *opens.Logs[*log]
+
 	mu     sync.Mutex
 	closed bool
 	memory *memoryStore
-	opens  map[string]*opening
-	logs   []*log // those that are open
-	// deletes are the namespaces that are being deleted; closed when that is over.
-	deletes map[string]chan struct{}
+	logs   []*log // those whose stores are reopened with them
 }
 
 // memoryStore is opened with the first namespace kept in memory.
@@ -73,13 +70,6 @@ type memoryStore struct {
 	once  sync.Once
 	store *store
 	err   error
-}
-
-// opening is a log that is open or about to be.
-type opening struct {
-	done chan struct{} // closed when log or err is set
-	log  *log
-	err  error
 }
 
 var _ engine.Engine = (*Engine)(nil)
@@ -99,7 +89,8 @@ func Open(o Options) (*Engine, error) {
 	if err != nil {
 		return nil, err
 	}
-	e := &Engine{o: o, lock: lock, space: newSpace(o.FS, o.Dir, o.Logger), memory: &memoryStore{}, opens: map[string]*opening{}, deletes: map[string]chan struct{}{}}
+	e := &Engine{o: o, lock: lock, space: newSpace(o.FS, o.Dir, o.Logger), memory: &memoryStore{}}
+	e.opens = opens.New[*log](o.MaxNamespaces, e.enter)
 	fs := vfs.OnDiskFull(o.FS, e.space.dropBallast)
 	e.disk = newStore(o.FS.PathJoin(o.Dir, storeName), fs, e.space.table, diskCache, false, o.Logger)
 	if err := e.openDisk(); err != nil {
@@ -129,95 +120,46 @@ func (e *Engine) openDisk() error {
 
 func oneLine(err error) string { return strings.ReplaceAll(err.Error(), "\n", "; ") }
 
+// enter admits a call, unless the engine is closing. Close waits until it leaves.
+func (e *Engine) enter() (leave func(), err error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.closed {
+		return nil, engine.ErrClosed
+	}
+	e.group.Add(1)
+	return e.group.Done, nil
+}
+
 // Log implements engine.Engine.
 func (e *Engine) Log(namespace string) (engine.Log, error) {
-	if _, err := topic.ParseNamespace(namespace); err != nil {
-		return nil, engine.ErrUnknownNamespace
-	}
-	o, first, err := e.opening(namespace)
+	l, err := e.opens.Open(namespace, func() (*log, error) {
+		l, err := e.openLog(namespace)
+		if err == nil {
+			e.group.Go(l.run)
+		}
+		return l, err
+	})
 	if err != nil {
 		return nil, err
 	}
-	if first {
-		e.open(namespace, o)
-	}
-	<-o.done
-	if o.err != nil {
-		return nil, o.err
-	}
-	return o.log, nil
+	return l, nil
 }
 
 // Opened returns a namespace's log if it is open, else nil.
 func (e *Engine) Opened(namespace string) engine.Log {
-	e.mu.Lock()
-	o := e.opens[namespace]
-	e.mu.Unlock()
-	if o == nil {
-		return nil
+	if l, ok := e.opens.Opened(namespace); ok {
+		return l
 	}
-	<-o.done
-	if o.log == nil {
-		return nil
-	}
-	return o.log
-}
-
-// opening finds or makes the place of a namespace's log; whoever makes it must open it.
-func (e *Engine) opening(namespace string) (o *opening, first bool, err error) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	for {
-		if e.closed {
-			return nil, false, engine.ErrClosed
-		}
-		if o := e.opens[namespace]; o != nil {
-			return o, false, nil
-		}
-		deleted := e.deletes[namespace]
-		if deleted == nil {
-			break
-		}
-		e.mu.Unlock()
-		<-deleted
-		e.mu.Lock()
-	}
-	if len(e.opens) >= e.o.MaxNamespaces {
-		return nil, false, engine.ErrTooManyNamespaces
-	}
-	o = &opening{done: make(chan struct{})}
-	e.opens[namespace] = o
-	e.group.Add(1) // until open is done, so that Close waits for it
-	return o, true, nil
-}
-
-// open opens a namespace's log. If it cannot, the next call of Log tries again.
-func (e *Engine) open(namespace string, o *opening) {
-	defer e.group.Done()
-	defer close(o.done)
-	o.log, o.err = e.openLog(namespace)
-	if o.err == nil {
-		e.group.Go(o.log.run)
-		return
-	}
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	delete(e.opens, namespace)
+	return nil
 }
 
 // Configure asks for the configurations of all open namespaces again and puts their limits in force, soon. Their history stays as it is,
 // and so does a namespace that is gone. Of two calls at once either may be the one whose limits stay.
 func (e *Engine) Configure() {
-	e.mu.Lock()
-	opens := slices.Collect(maps.Values(e.opens))
-	e.mu.Unlock()
-	for _, o := range opens {
-		<-o.done // what is about to be opened may have asked before
-		if o.log == nil {
-			continue
-		}
-		if cfg, ok := e.o.Namespace(o.log.name); ok {
-			o.log.limit(cfg)
+	for _, l := range e.opens.All(true) { // what is about to be opened may have asked before
+		if cfg, ok := e.o.Namespace(l.name); ok {
+			l.limit(cfg)
 		}
 	}
 }

@@ -9,18 +9,7 @@ import (
 
 // Namespaces describes the namespaces whose logs are open, by name.
 func (e *Engine) Namespaces() []engine.NamespaceState {
-	var logs []*log
-	e.mu.Lock()
-	for _, o := range e.opens {
-		select {
-		case <-o.done:
-			if o.log != nil {
-				logs = append(logs, o.log)
-			}
-		default: // about to be opened
-		}
-	}
-	e.mu.Unlock()
+	logs := e.opens.All(false)
 	list := make([]engine.NamespaceState, 0, len(logs))
 	for _, l := range logs {
 		n := engine.NamespaceState{Namespace: l.name, State: l.State()}
