@@ -2,6 +2,7 @@ package grpcapi
 
 import (
 	"context"
+	"runtime"
 	"slices"
 	"time"
 
@@ -9,13 +10,13 @@ import (
 	"github.com/runnelhq/runnel/internal/session"
 )
 
-// Over how long clients go elsewhere when a server is gone without a word: at least leastSpread, spreadEach more for each session that
-// it has, but not above mostSpread. A session that comes back costs the server that gets it more than a millisecond of CPU, and others
-// that server serves are not to notice.
+// Over how long clients go elsewhere when a server is gone without a word: at least leastSpread, more for each session that it has, but not above
+// mostSpread. To take over a session costs a server more than a millisecond of CPU, and those that it has are not to notice: spreadCPU, of all
+// processors together, has it spend about a quarter of itself on that, if it is as large as this one.
 const (
 	leastSpread = 2 * time.Second
-	spreadEach  = 2 * time.Millisecond
-	mostSpread  = 20 * time.Second
+	spreadCPU   = 6 * time.Millisecond
+	mostSpread  = 30 * time.Second
 )
 
 // Sessions that are told a time when they begin are told again when it has grown by half, which is looked at so often, and not all at once: in
@@ -32,7 +33,7 @@ func (s *Service) spread() (ms uint32) {
 }
 
 func (s *Service) spreadLocked() (ms uint32) {
-	return uint32(min(leastSpread+time.Duration(len(s.sessions))*spreadEach, mostSpread).Milliseconds())
+	return uint32(min(leastSpread+time.Duration(len(s.sessions))*spreadCPU/time.Duration(runtime.GOMAXPROCS(0)), mostSpread).Milliseconds())
 }
 
 // spreads keeps sessions told until ctx ends: most of those of a busy server began when it had few.
