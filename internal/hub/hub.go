@@ -94,17 +94,19 @@ func (h *Hub) forget(ns *namespace) {
 
 func (h *Hub) namespace(name string) (*namespace, error) {
 	h.mu.Lock()
-	defer h.mu.Unlock()
-	if h.ctx.Err() != nil {
-		return nil, engine.ErrClosed
+	ns, err := h.followedLocked(name)
+	h.mu.Unlock()
+	if ns != nil || err != nil {
+		return ns, err
 	}
-	// The follower of a log that was deleted ends soon. Whoever comes from now on is to follow the next one.
-	if ns := h.namespaces[name]; ns != nil && !errors.Is(ns.log.Check(engine.Position{}), engine.ErrDeleted) {
-		return ns, nil
-	}
-	log, err := h.engine.Log(name)
+	log, err := h.engine.Log(name) // without the lock: it may wait for a deletion, and other namespaces must not
 	if err != nil {
 		return nil, err
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if ns, err := h.followedLocked(name); ns != nil || err != nil {
+		return ns, err
 	}
 	// The tail may begin below the position: what it then brings again is above no floor and below no position.
 	head := log.State().Head
@@ -112,11 +114,23 @@ func (h *Hub) namespace(name string) (*namespace, error) {
 	if err != nil {
 		return nil, err
 	}
-	ns := &namespace{h: h, log: log, tail: tail, feeds: map[topic.Pattern]*Feed{}}
+	ns = &namespace{h: h, log: log, tail: tail, feeds: map[topic.Pattern]*Feed{}}
 	ns.position.Store(head)
 	h.namespaces[name] = ns
 	h.group.Go(ns.follow)
 	return ns, nil
+}
+
+// followedLocked returns a namespace that is followed, else nil.
+func (h *Hub) followedLocked(name string) (*namespace, error) {
+	if h.ctx.Err() != nil {
+		return nil, engine.ErrClosed
+	}
+	// The follower of a log that was deleted ends soon. Whoever comes from now on is to follow the next one.
+	if ns := h.namespaces[name]; ns != nil && !errors.Is(ns.log.Check(engine.Position{}), engine.ErrDeleted) {
+		return ns, nil
+	}
+	return nil, nil
 }
 
 // open returns nil if the follower is over.
