@@ -112,7 +112,7 @@ func Open(o Options) (*Engine, error) {
 		o: o, nonce: newEpoch(), troubles: map[string]error{}, done: make(chan struct{}),
 		window: semaphore.NewWeighted(appendWindow), reading: semaphore.NewWeighted(readers * readsAtOnce), aheadWait: aheadWait, lockLife: lockLife,
 	}
-	e.opens = opens.New[*log](o.MaxNamespaces, func() (leave func(), err error) { return e.appends.Done, e.enter() })
+	e.opens = opens.New[*log](o.MaxNamespaces, o.known, func() (leave func(), err error) { return e.appends.Done, e.enter() })
 	if o.Replicas > 1 {
 		e.aheadWait = aheadWaitReplicas
 	}
@@ -197,6 +197,11 @@ func (e *Engine) ringBytes() int {
 }
 
 func (o *Options) subject(name string) string { return o.Prefix + "." + name }
+
+func (o *Options) known(namespace string) bool {
+	_, ok := o.Namespace(namespace)
+	return ok
+}
 
 // Log implements engine.Engine.
 func (e *Engine) Log(namespace string) (engine.Log, error) {

@@ -13,6 +13,7 @@ import (
 // called from any goroutine.
 type Logs[L comparable] struct {
 	most  int
+	known func(namespace string) bool
 	enter func() (leave func(), err error)
 
 	mu      sync.Mutex
@@ -28,12 +29,12 @@ type place[L comparable] struct {
 	err  error
 }
 
-// New returns Logs for so many namespaces. Enter admits a call unless the engine is closing, which waits until the call leaves.
-func New[L comparable](most int, enter func() (leave func(), err error)) *Logs[L] {
-	return &Logs[L]{most: most, enter: enter, places: map[string]*place[L]{}, deletes: map[string]chan struct{}{}}
+// New returns Logs for so many namespaces of those that are known. Enter admits a call unless the engine is closing, which waits until the call leaves.
+func New[L comparable](most int, known func(namespace string) bool, enter func() (leave func(), err error)) *Logs[L] {
+	return &Logs[L]{most: most, known: known, enter: enter, places: map[string]*place[L]{}, deletes: map[string]chan struct{}{}}
 }
 
-// Open returns a namespace's log. If it is not open, open is called; what fails is tried again by whoever asks next.
+// Open returns a namespace's log. If it is not open, and is known, open is called; what fails is tried again by whoever asks next.
 func (s *Logs[L]) Open(namespace string, open func() (L, error)) (none L, err error) {
 	if _, err := topic.ParseNamespace(namespace); err != nil {
 		return none, engine.ErrUnknownNamespace
@@ -56,6 +57,7 @@ func (s *Logs[L]) Open(namespace string, open func() (L, error)) (none L, err er
 
 // place returns that of a namespace's log; mine says that the caller must fill it.
 func (s *Logs[L]) place(namespace string) (p *place[L], mine bool, err error) {
+	known := s.known(namespace)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for over := s.deletes[namespace]; over != nil; over = s.deletes[namespace] {
@@ -66,7 +68,10 @@ func (s *Logs[L]) place(namespace string) (p *place[L], mine bool, err error) {
 	if p := s.places[namespace]; p != nil {
 		return p, false, nil
 	}
-	if len(s.places) >= s.most {
+	switch {
+	case !known:
+		return nil, false, engine.ErrUnknownNamespace
+	case len(s.places) >= s.most:
 		return nil, false, engine.ErrTooManyNamespaces
 	}
 	p = &place[L]{done: make(chan struct{})}

@@ -90,7 +90,7 @@ func Open(o Options) (*Engine, error) {
 		return nil, err
 	}
 	e := &Engine{o: o, lock: lock, space: newSpace(o.FS, o.Dir, o.Logger), memory: &memoryStore{}}
-	e.opens = opens.New[*log](o.MaxNamespaces, e.enter)
+	e.opens = opens.New[*log](o.MaxNamespaces, o.known, e.enter)
 	fs := vfs.OnDiskFull(o.FS, e.space.dropBallast)
 	e.disk = newStore(o.FS.PathJoin(o.Dir, storeName), fs, e.space.table, diskCache, false, o.Logger)
 	if err := e.openDisk(); err != nil {
@@ -119,6 +119,11 @@ func (e *Engine) openDisk() error {
 }
 
 func oneLine(err error) string { return strings.ReplaceAll(err.Error(), "\n", "; ") }
+
+func (o *Options) known(namespace string) bool {
+	_, ok := o.Namespace(namespace)
+	return ok
+}
 
 // enter admits a call, unless the engine is closing. Close waits until it leaves.
 func (e *Engine) enter() (leave func(), err error) {
