@@ -66,7 +66,7 @@ type storm struct {
 	lost atomic.Int64
 }
 
-// storm follows a topic with many sessions, cuts them all at once, and measures how they come back. With Options.Kill the server there is
+// storm follows some topics with many sessions, cuts them all at once, and measures how they come back. With Options.Kill the server there is
 // killed, whose clients they are; else their connections are closed.
 func (r *run) storm(ctx context.Context) (*Result, error) {
 	s := &storm{run: r, conns: map[net.Conn]bool{}, accepted: map[int]int{}}

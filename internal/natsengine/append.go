@@ -29,6 +29,8 @@ const (
 	awayPatience = 500 * time.Millisecond
 	// mostWholes is how often entries are tried together.
 	mostWholes = 4
+	// mostLooks is how often what lies behind a duplicate is looked through in vain.
+	mostLooks = 2
 	// feedWait is how long an acknowledged event may take to come out of the consumer before its append begins to watch head.
 	// Many that watch wake each other up.
 	feedWait = 20 * time.Millisecond
@@ -182,6 +184,10 @@ func (a *appending) some(ctx context.Context, from, n int) error {
 		a.skip(from, n)
 		return nil
 	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(a.l.e.killed, cancel)()
+	defer context.AfterFunc(a.l.ctx, cancel)()
 	at := make([]int, n)
 	for i := range at {
 		at[i] = from + i
@@ -192,7 +198,7 @@ func (a *appending) some(ctx context.Context, from, n int) error {
 		sent[i] = a.l.send()
 	}
 	defer func(all []*sending) { a.l.sendingEnds(all...) }(sent)
-	tried, whole, wholes := false, true, 0
+	tried, whole, wholes, looks := false, true, 0, 0
 	for len(at) > 0 {
 		if whole && len(at) > 1 && wholes < mostWholes {
 			v, err := a.together(ctx, at, sent, tried)
@@ -223,10 +229,12 @@ func (a *appending) some(ctx context.Context, from, n int) error {
 		}
 		at, sent = at[1:], sent[1:]
 		// What is sent again begins with what is there already; behind that all may be new.
-		if whole = r.Err == nil && !r.Duplicate; r.Duplicate {
+		if whole = r.Err == nil && !r.Duplicate; r.Duplicate && looks < mostLooks {
 			before := len(at)
-			at, sent = a.nearby(ctx, r.Offset, at, sent)
-			whole = len(at) < before
+			looks++
+			if at, sent = a.nearby(ctx, r.Offset, at, sent); len(at) < before {
+				whole, looks = true, 0
+			}
 		}
 	}
 	return nil

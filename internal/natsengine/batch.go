@@ -49,7 +49,7 @@ type verdict struct {
 	duplicate bool // the stream has one of them, and so refused all
 }
 
-// together stores entries as one atomic batch. Not stored: the stream refused the batch, for whatever reason, and each entry is
+// together stores entries as one atomic batch. Not stored: the stream refused the batch, for whatever reason, and the first entry at least is
 // to be looked at by itself. tried says that an earlier attempt was not answered.
 func (a *appending) together(ctx context.Context, at []int, sent []*sending, tried bool) (v verdict, err error) {
 	v.unknown = tried

@@ -55,20 +55,30 @@ func (e *Engine) openLog(name string, cfg engine.Config) (*log, error) {
 	l.recent = ring.New(&l.mu, l, e.ctx.Done())
 	l.cfg.Store(&cfg)
 	l.ctx, l.stop = context.WithCancel(e.ctx)
+	begin := l.beginKept
 	if !l.kept {
 		l.ids = newIDs(cfg)
-		return l, l.open()
+		begin = l.open
 	}
-	i, err := e.stream(e.killed, name, cfg)
-	if err != nil {
+	if err := begin(); err != nil {
+		l.stop()
 		return nil, err
+	}
+	return l, nil
+}
+
+// beginKept finds or makes the stream.
+func (l *log) beginKept() error {
+	i, err := l.e.stream(l.e.killed, l.name, *l.cfg.Load())
+	if err != nil {
+		return err
 	}
 	l.stream = i.Config.Name
 	l.begin(i)
-	e.logs.Add(1)
-	e.group.Go(l.follow)
-	e.group.Go(l.watch)
-	return l, nil
+	l.e.logs.Add(1)
+	l.e.group.Go(l.follow)
+	l.e.group.Go(l.watch)
+	return nil
 }
 
 // begin sets what is known of the log from its stream.

@@ -23,7 +23,7 @@ func keyOf(id string) (k idKey, ok bool) {
 }
 
 // recall is where the events of the ring are that were published under an id, by whichever node. What a publisher sends again after a break is
-// most often among them, and need not be sent to NATS to be known as such: one that is refused makes its whole batch go one by one. Guarded
+// most often among them, and need not be sent to NATS to be known as such: there one makes it refuse the whole batch. Guarded
 // by the log's mu.
 type recall struct {
 	at    map[idKey]place
@@ -71,16 +71,19 @@ func (a *appending) known(at []int, sent []*sending, where func(idKey) (place, b
 	leftAt, leftSent = make([]int, 0, len(at)), make([]*sending, 0, len(sent))
 	for n, i := range at {
 		en := &a.entries[i]
-		if len(sent) > 0 && sent[n].isSeen() {
-			a.results[i], a.stored = sent[n].result(), true
-			continue
-		}
+		var p place
+		there := false
 		if en.Dedup {
 			k, _ := keyOf(hashID(en.Topic, en.ID))
-			if p, ok := where(k); ok && p.time >= oldest {
-				a.results[i] = engine.Result{Offset: p.offset, Timestamp: p.time, Duplicate: true}
-				continue
-			}
+			p, there = where(k)
+		}
+		switch { // what came while it was looked for may be what was sent
+		case len(sent) > 0 && sent[n].isSeen():
+			a.results[i], a.stored = sent[n].result(), true
+			continue
+		case there && p.time >= oldest:
+			a.results[i] = engine.Result{Offset: p.offset, Timestamp: p.time, Duplicate: true}
+			continue
 		}
 		leftAt = append(leftAt, i)
 		if len(sent) > 0 {

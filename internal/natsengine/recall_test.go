@@ -6,6 +6,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/runnelhq/runnel/internal/engine"
 	"github.com/runnelhq/runnel/internal/natsengine/natstest"
@@ -115,6 +116,70 @@ func TestSentAgainAtOnce(t *testing.T) {
 	}
 	if got := everything(t, first); len(got) != 400 {
 		t.Errorf("%d events", len(got))
+	}
+}
+
+// What was sent far apart is not looked for around each of them.
+func TestSentAgainFarApart(t *testing.T) {
+	t.Parallel()
+	c := natstest.New(t, 1)
+	l := logOf(t, open(t, Options{URLs: c.URLs(), Replicas: 1}), "n")
+	var own []engine.Entry
+	for i := range 10 {
+		own = append(own, entry("n.own", fmt.Sprint(i)))
+		put(t, l, own[i])
+		var others []engine.Entry
+		for k := range getEvents + 10 {
+			others = append(others, entry("n.other", fmt.Sprint(i, k)))
+		}
+		put(t, l, others...)
+	}
+	other := logOf(t, open(t, Options{URLs: c.URLs(), Replicas: 1}), "n")
+	before := reads(other.e)
+	for j, r := range put(t, other, own...) {
+		if !r.Duplicate {
+			t.Errorf("event %d: %+v", j, r)
+		}
+	}
+	// One each for the time of an event, and the node itself may look at something.
+	if n := reads(other.e) - before; n > uint64(len(own))+6 {
+		t.Errorf("%d reads", n)
+	}
+}
+
+// An event that comes while it is looked for is what was sent, and no duplicate.
+func TestComesMeanwhile(t *testing.T) {
+	t.Parallel()
+	l := logOf(t, open(t, Options{URLs: natstest.New(t, 1).URLs(), Replicas: 1}), "n")
+	a := &appending{l: l, entries: []engine.Entry{entry("n.a", "1")}, results: make([]engine.Result, 1)}
+	s := l.send()
+	at, _ := a.known([]int{0}, []*sending{s}, func(idKey) (place, bool) {
+		s.seen(7, time.Now().UnixMilli())
+		return place{7, time.Now().UnixMilli()}, true
+	})
+	if r := a.results[0]; len(at) > 0 || r.Duplicate || r.Offset != 7 || !a.stored {
+		t.Errorf("%v, %+v, stored: %v", at, r, a.stored)
+	}
+}
+
+// Ids are forgotten with their events, also where each is larger than what may be kept.
+func TestRecallOfLargeEvents(t *testing.T) {
+	t.Parallel()
+	e := open(t, Options{URLs: natstest.New(t, 1).URLs(), Replicas: 1})
+	l := logOf(t, e, "n")
+	e.logs.Add(1 << 20) // as if there were so many
+	defer e.logs.Add(-1 << 20)
+	for i := range 5 {
+		en := entry("n.a", fmt.Sprint(i))
+		en.Body = append(en.Body, make([]byte, 2*leastRing)...)
+		if _, err := l.Append(t.Context(), []engine.Entry{en}, engine.AppendEach); err != nil {
+			t.Fatal(err)
+		}
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if n := len(l.recall.queue); n > 0 || len(l.recall.at) > 0 {
+		t.Errorf("%d ids are kept", n)
 	}
 }
 

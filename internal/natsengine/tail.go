@@ -81,7 +81,8 @@ func (l *log) DropLocked() {
 	for ; ok && l.recent.Bytes() > l.e.ringBytes(); first, _, ok = l.recent.Oldest() {
 		l.recent.Drop()
 	}
-	if ok {
-		l.recall.forget(first)
+	if !ok {
+		first = l.head + 1
 	}
+	l.recall.forget(first)
 }
