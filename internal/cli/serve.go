@@ -82,6 +82,9 @@ func (a *app) serve() *cobra.Command {
 			}
 		})
 		group.Go(func() { supervise(ctx, cfg.Logger) })
+		if os.Getenv("GOGC") == "" { // else somebody has chosen
+			group.Go(func() { s.TuneCollector(ctx) })
+		}
 		return s.Run(c.Context())
 	}
 	return c

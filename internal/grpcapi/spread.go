@@ -19,11 +19,12 @@ const (
 	mostSpread  = 30 * time.Second
 )
 
-// Sessions that are told a time when they begin are told again when it has grown by half, which is looked at so often, and not all at once: in
-// so many parts, one after the other.
+// Sessions that are told a time when they begin are told again when it has grown by half, which is looked at every spreadEvery, and not all at once,
+// since a server that grows fast has little to spare: for each processor spreadPart of them every tellEvery.
 const (
 	spreadEvery = 2 * time.Second
-	spreadParts = 20
+	tellEvery   = 100 * time.Millisecond
+	spreadPart  = 25
 )
 
 func (s *Service) spread() (ms uint32) {
@@ -39,7 +40,7 @@ func (s *Service) spreadLocked() (ms uint32) {
 // spreads keeps sessions told until ctx ends: most of those of a busy server began when it had few.
 func (s *Service) spreads(ctx context.Context) {
 	const most = uint32(mostSpread / time.Millisecond)
-	looks, parts := time.NewTicker(spreadEvery), time.NewTicker(spreadEvery/spreadParts)
+	looks, parts := time.NewTicker(spreadEvery), time.NewTicker(tellEvery)
 	defer looks.Stop()
 	defer parts.Stop()
 	for told := uint32(leastSpread.Milliseconds()); ; {
@@ -62,7 +63,7 @@ func (s *Service) spreads(ctx context.Context) {
 		}
 		s.mu.Unlock()
 		told = min(told, now+now/2) // fewer sessions: those that come are told less
-		for part := range slices.Chunk(all, len(all)/spreadParts+1) {
+		for part := range slices.Chunk(all, spreadPart*runtime.GOMAXPROCS(0)) {
 			for _, one := range part { // one that is over by now takes nothing
 				one.Control(&runnelv1.Control{Control: &runnelv1.Control_Heartbeat{Heartbeat: &runnelv1.Heartbeat{SpreadMs: now}}})
 			}
