@@ -82,9 +82,6 @@ func (a *app) serve() *cobra.Command {
 			}
 		})
 		group.Go(func() { supervise(ctx, cfg.Logger) })
-		if os.Getenv("GOGC") == "" { // else somebody has chosen
-			group.Go(func() { s.TuneCollector(ctx) })
-		}
 		return s.Run(c.Context())
 	}
 	return c
