@@ -184,7 +184,7 @@ func (a *appending) some(ctx context.Context, from, n int) error {
 		a.skip(from, n)
 		return nil
 	}
-	ctx, cancel := context.WithCancel(ctx)
+	ctx, cancel := context.WithCancel(ctx) // ends with the engine and the log too
 	defer cancel()
 	defer context.AfterFunc(a.l.e.killed, cancel)()
 	defer context.AfterFunc(a.l.ctx, cancel)()
@@ -302,10 +302,6 @@ func judge(m *nats.Msg, err error) (ack, outcome, error) {
 // unknown says that it was sent before.
 func (l *log) storeOne(ctx context.Context, en *engine.Entry, s *sending, unknown bool) (engine.Result, error) {
 	m := l.message(en, s)
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	defer context.AfterFunc(l.e.killed, cancel)()
-	defer context.AfterFunc(l.ctx, cancel)()
 	began := time.Now()
 	for n := 0; ; n++ {
 		a, what, err := l.attempt(ctx, m, s)

@@ -54,10 +54,6 @@ type verdict struct {
 func (a *appending) together(ctx context.Context, at []int, sent []*sending, tried bool) (v verdict, err error) {
 	v.unknown = tried
 	l := a.l
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	defer context.AfterFunc(l.e.killed, cancel)()
-	defer context.AfterFunc(l.ctx, cancel)()
 	last := sent[len(sent)-1]
 	for n := range batchAttempts {
 		answer, what, judged := a.sendBatch(ctx, at, sent)
